@@ -1,0 +1,2 @@
+//! The remus command line.
+fn main() {}

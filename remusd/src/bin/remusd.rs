@@ -1,0 +1,2 @@
+//! The remusd daemon.
+fn main() {}

@@ -1,0 +1,2 @@
+//! Nested Xen test harness.
+fn main() {}
