@@ -1,1 +1,7 @@
-//! The service.
+//! remusd: keeps a Xen guest running through the loss of its host.
+//!
+//! The map: `protect` (primary), `backup`, `link` between them, `capture` and `stream` (what an epoch is made of),
+//! `xen` (the only unsafe code), `ops` and `api` (what people see). docs/architecture.md has the picture.
+
+pub mod ids;
+pub mod stream;
