@@ -19,9 +19,7 @@ impl fmt::Display for DomId {
 pub type ProtectionId = uuid::Uuid;
 
 /// The number of a checkpoint within one generation, from 0 (the first copy) upwards.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Epoch(pub u64);
 
@@ -40,9 +38,7 @@ impl fmt::Display for Epoch {
 }
 
 /// Counts the sessions of a protection; only ever grows. Never reused, also after a failed session (DESIGN R4).
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Generation(pub u64);
 

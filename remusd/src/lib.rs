@@ -4,4 +4,6 @@
 //! `xen` (the only unsafe code), `ops` and `api` (what people see). docs/architecture.md has the picture.
 
 pub mod ids;
+pub mod ops;
+pub mod protect;
 pub mod stream;

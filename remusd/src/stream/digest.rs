@@ -44,8 +44,7 @@ impl Digester {
             Layer::Libxl => 2,
         };
         // Bits 63:52 of a page entry hold no gfn, so this tag cannot be mistaken for one.
-        self.hash
-            .update(&(0x0ff0_0000_0000_0000u64 | u64::from(layer)).to_le_bytes());
+        self.hash.update(&(0x0ff0_0000_0000_0000u64 | u64::from(layer)).to_le_bytes());
         self.hash.update(&record.kind.to_le_bytes());
         self.hash.update(&(record.body.len() as u64).to_le_bytes());
         self.hash.update(&record.body);
