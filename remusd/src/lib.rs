@@ -3,6 +3,7 @@
 //! The map: `protect` (primary), `backup`, `link` between them, `capture` and `stream` (what an epoch is made of),
 //! `xen` (the only unsafe code), `ops` and `api` (what people see). docs/architecture.md has the picture.
 
+pub mod api;
 pub mod ids;
 pub mod ops;
 pub mod protect;

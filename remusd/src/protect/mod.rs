@@ -3,4 +3,5 @@
 //! `machine` decides (sans-IO), `driver` does what it says, `report` is what each epoch yields.
 
 pub mod machine;
+pub mod options;
 pub mod report;

@@ -1,0 +1,165 @@
+//! What an operator may choose when protecting a domain.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::machine::{OnBackupLoss, Policy};
+
+/// What the backup does when it has lost the primary and no witness is configured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnPrimaryLoss {
+    /// Keep the copy and wait for `remus failover`: the operator asserts that the primary is off.
+    #[default]
+    Wait,
+    /// Activate by itself. Says that two live copies are possible: a cut link alone brings them about.
+    Activate,
+}
+
+/// Where the epochs go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Target {
+    /// To the `remusd` of a host, by an ssh-like command: `<ssh> <host> remusd connect`.
+    Host {
+        /// Host name as the ssh command takes it.
+        host: String,
+        /// The command; `None` is `ssh` with our options for unattended use.
+        ssh: Option<String>,
+    },
+    /// To whatever this shell command speaks to: its standard input and output carry the link.
+    Command(String),
+    /// Nowhere: checkpoints are taken and thrown away (`xl remus -b`). Protects nothing.
+    Blackhole,
+    /// UNSAFE: to a stock `xl migrate-receive -r` behind this shell command. No acknowledgement, no heartbeat; any end
+    /// of the stream starts the copy (hazard F1).
+    StockReceiver(String),
+}
+
+impl Target {
+    /// Short form for people.
+    #[must_use]
+    pub fn label(&self) -> String {
+        match self {
+            Self::Host { host, .. } => host.clone(),
+            Self::Command(_) => "(command)".into(),
+            Self::Blackhole => "(blackhole)".into(),
+            Self::StockReceiver(_) => "(stock receiver)".into(),
+        }
+    }
+}
+
+/// Options of one protection. Times are in milliseconds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ProtectOptions {
+    /// From the release of one epoch to the suspend of the next. 1 to 60 000; `xl remus` has the same default.
+    pub interval_ms: u64,
+    /// Silence of the backup after which it counts as lost; also told to the backup for the other direction. 100 to 600 000.
+    pub detection_ms: u64,
+    /// How long the backup may take to acknowledge an epoch that it has been sent whole. 100 to 600 000.
+    pub ack_deadline_ms: u64,
+    /// How long a guest may take to suspend before the request is withdrawn. 100 to 60 000.
+    pub suspend_deadline_ms: u64,
+    /// How long a guest may stand still for one epoch before it is resumed whatever happens. 100 to 60 000.
+    pub pause_deadline_ms: u64,
+    /// How long the backup may take to confirm a stop. 100 to 600 000.
+    pub stop_deadline_ms: u64,
+    /// Bytes of one epoch held in dom0 at most. At least 16 MiB.
+    pub epoch_budget: u64,
+    /// Bytes of output held per vif at most; what is more is dropped and reported. At least 64 KiB.
+    pub netbuffer_limit: u32,
+    /// Pages of an unarmed epoch below which the next one is armed.
+    pub arm_pages: u64,
+    /// See [`OnBackupLoss`].
+    pub on_backup_loss: OnBackupLoss,
+    /// See [`OnPrimaryLoss`].
+    pub on_primary_loss: OnPrimaryLoss,
+    /// UNSAFE: output is not held at all (`xl remus -n`).
+    pub no_netbuffer: bool,
+    /// UNSAFE: disks that are let pass although they are not replicated: a vdev name, or `all` (`xl remus -d`).
+    pub unsafe_disks: Vec<String>,
+}
+
+impl Default for ProtectOptions {
+    fn default() -> Self {
+        Self {
+            interval_ms: 200,
+            detection_ms: 1000,
+            ack_deadline_ms: 5000,
+            suspend_deadline_ms: 2000,
+            pause_deadline_ms: 5000,
+            stop_deadline_ms: 10_000,
+            epoch_budget: 1 << 30,
+            netbuffer_limit: 64 << 20,
+            arm_pages: Policy::default().arm_pages,
+            on_backup_loss: OnBackupLoss::default(),
+            on_primary_loss: OnPrimaryLoss::default(),
+            no_netbuffer: false,
+            unsafe_disks: Vec::new(),
+        }
+    }
+}
+
+/// An option is out of its range.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("Option {name} is {value}, which is not within {min} to {max}")]
+pub struct OutOfRange {
+    name: &'static str,
+    value: u64,
+    min: u64,
+    max: u64,
+}
+
+impl ProtectOptions {
+    /// Checks every range.
+    ///
+    /// # Errors
+    /// [`OutOfRange`] names the first option that is out of its range.
+    pub fn validate(&self) -> Result<(), OutOfRange> {
+        let rows = [
+            ("interval-ms", self.interval_ms, 1, 60_000),
+            ("detection-ms", self.detection_ms, 100, 600_000),
+            ("ack-deadline-ms", self.ack_deadline_ms, 100, 600_000),
+            ("suspend-deadline-ms", self.suspend_deadline_ms, 100, 60_000),
+            ("pause-deadline-ms", self.pause_deadline_ms, 100, 60_000),
+            ("stop-deadline-ms", self.stop_deadline_ms, 100, 600_000),
+            ("epoch-budget", self.epoch_budget, 16 << 20, 1 << 40),
+            ("netbuffer-limit", u64::from(self.netbuffer_limit), 64 << 10, u64::from(u32::MAX)),
+        ];
+        match rows.into_iter().find(|(_, value, min, max)| value < min || value > max) {
+            Some((name, value, min, max)) => Err(OutOfRange { name, value, min, max }),
+            None => Ok(()),
+        }
+    }
+
+    /// The machine's part of the options.
+    #[must_use]
+    pub fn policy(&self) -> Policy {
+        Policy { on_backup_loss: self.on_backup_loss, arm_pages: self.arm_pages, ..Policy::default() }
+    }
+
+    /// `interval_ms` as a duration.
+    #[must_use]
+    pub fn interval(&self) -> Duration {
+        Duration::from_millis(self.interval_ms)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_in_range_and_limits_bite() {
+        assert_eq!(ProtectOptions::default().validate(), Ok(()));
+        let bad = ProtectOptions { detection_ms: 5, ..ProtectOptions::default() };
+        assert_eq!(bad.validate().unwrap_err().name, "detection-ms");
+    }
+
+    #[test]
+    fn unknown_options_are_refused() {
+        assert!(serde_json::from_str::<ProtectOptions>(r#"{"intervall_ms": 5}"#).is_err());
+    }
+}
