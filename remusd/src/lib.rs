@@ -4,6 +4,7 @@
 //! `xen` (the only unsafe code), `ops` and `api` (what people see). docs/architecture.md has the picture.
 
 pub mod api;
+pub mod cli;
 pub mod ids;
 pub mod ops;
 pub mod protect;

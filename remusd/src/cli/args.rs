@@ -1,0 +1,253 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::api::Request;
+use crate::api::types::default_socket;
+use crate::protect::machine::OnBackupLoss;
+use crate::protect::options::{OnPrimaryLoss, ProtectOptions, Target};
+
+/// Keeps Xen guests running through the loss of their host.
+#[derive(Debug, Parser)]
+#[command(name = "remus", version, after_help = EXIT_CODES)]
+pub struct Args {
+    /// Answer in JSON, one object a line, for programs.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Control socket of the daemon [default: $REMUS_SOCKET or /run/remus/remusd.sock].
+    #[arg(long, global = true, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed; 2 wrong usage; 3 not permitted; 4 no such domain or protection; \
+5 in conflict with what is there; 6 something needed is missing here; 7 the peer refused or cannot be reached; \
+8 protection ended and the guest is unprotected (protect --foreground).";
+
+/// What to do with output when the backup is lost.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum BackupLoss {
+    /// The guest goes on alone, held output flows.
+    Alone,
+    /// Output stays held until an operator decides.
+    Hold,
+}
+
+/// What the backup does when the primary is lost.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum PrimaryLoss {
+    /// Wait for `remus failover`.
+    Wait,
+    /// Activate at once: two live copies are possible.
+    Activate,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Protect a running domain: checkpoint it to another host until told otherwise.
+    Protect(Box<Protect>),
+    /// End a protection: the guest runs on here, no copy is left on the backup.
+    Unprotect {
+        /// Domain name, id or UUID.
+        domain: String,
+    },
+    /// Show every protection of this host, in both roles.
+    Status {
+        /// Only this domain.
+        domain: Option<String>,
+    },
+    /// Show what happened.
+    Events {
+        /// Go on showing.
+        #[arg(short, long)]
+        follow: bool,
+        /// Only this domain.
+        #[arg(long)]
+        domain: Option<String>,
+    },
+    /// On the backup: start the copy, because the primary host is gone.
+    Failover {
+        /// Domain name or UUID.
+        domain: String,
+        /// I have made sure that the primary host is off. If it is not, two copies may run.
+        #[arg(long)]
+        primary_is_off: bool,
+    },
+    /// On the backup: destroy the copy without starting it.
+    Discard {
+        /// Domain name or UUID.
+        domain: String,
+    },
+    /// Put right what a crashed protection has left behind: resume the guest, log-dirty off, qdiscs away.
+    Recover {
+        /// Domain name, id or UUID; all that have a record when left out.
+        domain: Option<String>,
+        /// I have made sure that no other copy runs: do not ask the peer.
+        #[arg(long)]
+        assume_owner: bool,
+    },
+}
+
+/// Options of `remus protect`.
+#[derive(Debug, clap::Args)]
+pub struct Protect {
+    /// Domain name, id or UUID.
+    pub domain: String,
+    /// Host to keep the copy; with an empty --ssh, the shell command that carries the link.
+    pub host: String,
+    /// Checkpoint interval in ms, from one release to the next suspend.
+    #[arg(short, long, default_value_t = ProtectOptions::default().interval_ms)]
+    pub interval: u64,
+    /// Command used instead of ssh; an empty one makes HOST itself the command.
+    #[arg(short = 's', long)]
+    pub ssh: Option<String>,
+    /// Silence in ms after which the other side counts as lost.
+    #[arg(long, default_value_t = ProtectOptions::default().detection_ms)]
+    pub detection_ms: u64,
+    /// Time in ms within which the backup has to acknowledge an epoch.
+    #[arg(long, default_value_t = ProtectOptions::default().ack_deadline_ms)]
+    pub ack_deadline_ms: u64,
+    /// Time in ms within which the guest has to suspend.
+    #[arg(long, default_value_t = ProtectOptions::default().suspend_deadline_ms)]
+    pub suspend_deadline_ms: u64,
+    /// Time in ms after which a suspended guest is resumed whatever happens.
+    #[arg(long, default_value_t = ProtectOptions::default().pause_deadline_ms)]
+    pub pause_deadline_ms: u64,
+    /// Bytes of one epoch held in dom0 at most.
+    #[arg(long, default_value_t = ProtectOptions::default().epoch_budget)]
+    pub epoch_budget: u64,
+    /// Bytes of output held per vif at most.
+    #[arg(long, default_value_t = ProtectOptions::default().netbuffer_limit)]
+    pub netbuffer_limit: u32,
+    /// When the backup is lost.
+    #[arg(long, value_enum, default_value = "alone")]
+    pub on_backup_loss: BackupLoss,
+    /// When the primary is lost.
+    #[arg(long, value_enum, default_value = "wait")]
+    pub on_primary_loss: PrimaryLoss,
+    /// UNSAFE choices, by name: disk:VDEV or disk:all (its contents are not replicated), no-netbuffer (output is not
+    /// held), stock-receiver (HOST is a command that runs `xl migrate-receive -r`), blackhole (no copy at all).
+    #[arg(long = "unsafe", value_name = "WHAT")]
+    pub unsafe_choices: Vec<String>,
+    /// Stay until protection ends; Ctrl-C ends it.
+    #[arg(long)]
+    pub foreground: bool,
+}
+
+impl Protect {
+    fn request(&self) -> Result<Request, String> {
+        let mut options = ProtectOptions {
+            interval_ms: self.interval,
+            detection_ms: self.detection_ms,
+            ack_deadline_ms: self.ack_deadline_ms,
+            suspend_deadline_ms: self.suspend_deadline_ms,
+            pause_deadline_ms: self.pause_deadline_ms,
+            epoch_budget: self.epoch_budget,
+            netbuffer_limit: self.netbuffer_limit,
+            on_backup_loss: match self.on_backup_loss {
+                BackupLoss::Alone => OnBackupLoss::Alone,
+                BackupLoss::Hold => OnBackupLoss::Hold,
+            },
+            on_primary_loss: match self.on_primary_loss {
+                PrimaryLoss::Wait => OnPrimaryLoss::Wait,
+                PrimaryLoss::Activate => OnPrimaryLoss::Activate,
+            },
+            ..ProtectOptions::default()
+        };
+        let mut target = match &self.ssh {
+            Some(ssh) if ssh.is_empty() => Target::Command(self.host.clone()),
+            ssh => Target::Host { host: self.host.clone(), ssh: ssh.clone() },
+        };
+        for choice in &self.unsafe_choices {
+            match choice.as_str() {
+                "no-netbuffer" => options.no_netbuffer = true,
+                "blackhole" => target = Target::Blackhole,
+                "stock-receiver" => {
+                    let command = match &self.ssh {
+                        Some(ssh) if ssh.is_empty() => self.host.clone(),
+                        Some(ssh) => format!("exec {ssh} {} xl migrate-receive -r", self.host),
+                        None => format!("exec ssh {} xl migrate-receive -r", self.host),
+                    };
+                    target = Target::StockReceiver(command);
+                }
+                other => match other.strip_prefix("disk:") {
+                    Some(disk) if !disk.is_empty() => options.unsafe_disks.push(disk.into()),
+                    _ => {
+                        return Err(format!(
+                            "--unsafe {other}: choose disk:VDEV, disk:all, no-netbuffer, stock-receiver or blackhole"
+                        ));
+                    }
+                },
+            }
+        }
+        options.validate().map_err(|e| e.to_string())?;
+        Ok(Request::Protect { domain: self.domain.clone(), target, options, foreground: self.foreground })
+    }
+}
+
+impl Args {
+    /// Where the daemon is.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.socket.clone().unwrap_or_else(default_socket)
+    }
+
+    /// The request that was typed.
+    ///
+    /// # Errors
+    /// A sentence about a value that makes no sense.
+    pub fn request(&self) -> Result<Request, String> {
+        Ok(match &self.command {
+            Command::Protect(protect) => protect.request()?,
+            Command::Unprotect { domain } => Request::Unprotect { domain: domain.clone() },
+            Command::Status { .. } => Request::Status,
+            Command::Events { follow, .. } => Request::Events { follow: *follow },
+            Command::Failover { domain, primary_is_off } => {
+                Request::Failover { domain: domain.clone(), primary_is_off: *primary_is_off }
+            }
+            Command::Discard { domain } => Request::Discard { domain: domain.clone() },
+            Command::Recover { domain, assume_owner } => {
+                Request::Recover { domain: domain.clone(), assume_owner: *assume_owner }
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(line: &str) -> Result<Request, String> {
+        Args::try_parse_from(line.split(' ')).map_err(|e| e.to_string())?.request()
+    }
+
+    #[test]
+    fn unsafe_things_must_be_named() {
+        let Request::Protect { options, target, .. } =
+            request("remus protect g b --unsafe disk:xvda --unsafe no-netbuffer").unwrap()
+        else {
+            panic!()
+        };
+        assert_eq!(options.unsafe_disks, ["xvda"]);
+        assert!(options.no_netbuffer);
+        assert_eq!(target, Target::Host { host: "b".into(), ssh: None });
+        assert!(request("remus protect g b --unsafe everything").unwrap_err().contains("choose"));
+    }
+
+    #[test]
+    fn an_empty_ssh_makes_the_host_a_command() {
+        let args = Args::try_parse_from(["remus", "protect", "g", "nc b 7", "-s", ""]).unwrap();
+        let Request::Protect { target, .. } = args.request().unwrap() else { panic!() };
+        assert_eq!(target, Target::Command("nc b 7".into()));
+    }
+
+    #[test]
+    fn ranges_are_checked() {
+        assert!(request("remus protect g b -i 0").unwrap_err().contains("interval-ms"));
+    }
+}

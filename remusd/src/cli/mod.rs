@@ -1,0 +1,8 @@
+//! The `remus` command line: `args` says what can be typed, `run` talks to the daemon, `render` shows the answer.
+
+pub mod args;
+pub mod render;
+pub mod run;
+
+pub use args::Args;
+pub use run::run;

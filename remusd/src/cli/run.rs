@@ -1,0 +1,132 @@
+//! Carries a typed command to the daemon and shows the answer.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::args::{Args, Command};
+use super::render;
+use crate::api::client::Call;
+use crate::api::{ApiError, ErrorCode, Reply, Request, StatusRow};
+use crate::ops::EventKind;
+
+fn exit_code(code: ErrorCode) -> ExitCode {
+    ExitCode::from(match code {
+        ErrorCode::Failed => 1,
+        ErrorCode::Invalid => 2,
+        ErrorCode::Denied => 3,
+        ErrorCode::NotFound => 4,
+        ErrorCode::Conflict => 5,
+        ErrorCode::Unsupported => 6,
+        ErrorCode::Peer => 7,
+    })
+}
+
+/// Runs one command to its end.
+pub async fn run(args: &Args) -> ExitCode {
+    let request = match args.request() {
+        Ok(request) => request,
+        Err(text) => return fail(args, &ApiError::new(ErrorCode::Invalid, text)),
+    };
+    match talk(args, request).await {
+        Ok(code) => code,
+        Err(error) => fail(args, &error),
+    }
+}
+
+fn fail(args: &Args, error: &ApiError) -> ExitCode {
+    if args.json {
+        println!("{}", serde_json::json!({ "error": error }));
+    } else {
+        eprintln!("remus: {error}");
+    }
+    exit_code(error.code)
+}
+
+fn wanted(args: &Args) -> Option<&str> {
+    match &args.command {
+        Command::Status { domain } | Command::Events { domain, .. } => domain.as_deref(),
+        _ => None,
+    }
+}
+
+async fn talk(args: &Args, request: Request) -> Result<ExitCode, ApiError> {
+    let foreground = matches!(request, Request::Protect { foreground: true, .. });
+    let mut call = Call::start(&args.socket(), request).await?;
+    let bar = progress_bar(args);
+    let mut unprotected = false;
+    while let Some(reply) = call.next().await? {
+        match reply {
+            Reply::Error(error) => {
+                bar.finish_and_clear();
+                return Ok(fail(args, &error));
+            }
+            Reply::Result(value) => {
+                bar.finish_and_clear();
+                show_result(args, &value)?;
+                return Ok(if foreground && unprotected { ExitCode::from(8) } else { ExitCode::SUCCESS });
+            }
+            other if args.json => {
+                if !matches!(&other, Reply::Event(e) if wanted(args).is_some_and(|d| d != e.domain.name)) {
+                    println!("{}", serde_json::to_string(&other).unwrap_or_default());
+                }
+            }
+            Reply::Event(event) => {
+                unprotected |= event.kind == EventKind::Unprotected;
+                if wanted(args).is_none_or(|d| d == event.domain.name) {
+                    bar.suspend(|| println!("{}", render::event(&event)));
+                }
+            }
+            Reply::Missed(count) => bar.suspend(|| println!("({count} events missed)")),
+            Reply::Progress { pages, total, bytes } => {
+                bar.set_length(total.max(pages));
+                bar.set_position(pages);
+                bar.set_message(format!("{} MiB sent", bytes >> 20));
+            }
+        }
+    }
+    Err(ApiError::new(ErrorCode::Failed, "remusd hung up before it had answered; see its log (journalctl -u remusd)"))
+}
+
+fn progress_bar(args: &Args) -> ProgressBar {
+    if args.json || !matches!(args.command, Command::Protect(_)) {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(0);
+    if let Ok(style) = ProgressStyle::with_template("first copy {bar:30} {percent}% {msg}") {
+        bar.set_style(style);
+    }
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}
+
+fn show_result(args: &Args, value: &serde_json::Value) -> Result<(), ApiError> {
+    match &args.command {
+        Command::Status { .. } => {
+            let mut rows: Vec<StatusRow> = serde_json::from_value(value.clone())
+                .map_err(|e| ApiError::new(ErrorCode::Failed, format!("status cannot be read: {e}")))?;
+            if let Some(name) = wanted(args) {
+                rows.retain(|row| row.domain == name || row.uuid.to_string() == name);
+                if rows.is_empty() {
+                    return Err(ApiError::new(
+                        ErrorCode::NotFound,
+                        format!("{name} is neither protected by nor backed up on this host"),
+                    ));
+                }
+            }
+            if args.json {
+                println!("{}", serde_json::to_string(&rows).unwrap_or_default());
+            } else {
+                println!("{}", render::status(&rows));
+            }
+        }
+        _ if args.json => println!("{}", serde_json::json!({ "result": value })),
+        _ => {
+            if let Some(text) = value.get("message").and_then(|v| v.as_str()) {
+                println!("{text}");
+            }
+        }
+    }
+    Ok(())
+}
