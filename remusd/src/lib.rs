@@ -8,4 +8,5 @@ pub mod cli;
 pub mod ids;
 pub mod ops;
 pub mod protect;
+pub mod state;
 pub mod stream;

@@ -2,6 +2,7 @@
 //!
 //! `machine` decides (sans-IO), `driver` does what it says, `report` is what each epoch yields.
 
+pub mod domain;
 pub mod machine;
 pub mod options;
 pub mod report;
