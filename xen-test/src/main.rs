@@ -1,2 +1,5 @@
-//! Nested Xen test harness.
-fn main() {}
+//! Nested Xen test harness; `xen-test --help` lists what it does.
+
+fn main() -> std::process::ExitCode {
+    xen_test::cli::main()
+}

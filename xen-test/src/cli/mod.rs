@@ -1,0 +1,88 @@
+//! The command line of `xen-test`.
+
+mod remote;
+mod up;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Nested Xen hosts for tests.
+#[derive(Debug, Parser)]
+#[command(name = "xen-test", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Boot hosts and leave them running until Ctrl-C or `down`
+    Up(up::UpArgs),
+    /// End a run that `up` started
+    Down {
+        /// Name of the run
+        #[arg(long, default_value = "default")]
+        name: String,
+    },
+    /// Run a bash command line in a dom0; its output and exit code are passed on
+    Exec {
+        /// Name of the run
+        #[arg(long, default_value = "default")]
+        name: String,
+        /// a or b
+        host: String,
+        /// The command line; several words are joined with spaces
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<String>,
+    },
+    /// Copy files or directories into a dom0
+    Push {
+        /// Name of the run
+        #[arg(long, default_value = "default")]
+        name: String,
+        /// a or b
+        host: String,
+        /// FILE.. DEST
+        #[arg(required = true, num_args = 2..)]
+        files: Vec<PathBuf>,
+    },
+    /// Build the dom0 image if the cache lacks it
+    Images,
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Up(args) => up::up(&args).map(|()| ExitCode::SUCCESS),
+        Command::Down { name } => remote::down(&name).map(|()| ExitCode::SUCCESS),
+        Command::Exec {
+            name,
+            host,
+            command,
+        } => remote::exec(&name, &host, &command.join(" ")),
+        Command::Push { name, host, files } => {
+            remote::push(&name, &host, &files).map(|()| ExitCode::SUCCESS)
+        }
+        Command::Images => images().map(|()| ExitCode::SUCCESS),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("xen-test: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn images() -> Result<()> {
+    let image = crate::image::ensure()?;
+    println!(
+        "{}",
+        image
+            .root_disk()
+            .parent()
+            .unwrap_or(&image.root_disk())
+            .display()
+    );
+    Ok(())
+}

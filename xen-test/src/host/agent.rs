@@ -1,0 +1,254 @@
+//! Commands in a dom0, through the agent in the image (`overlay/agent.py` gives the wire format).
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde_json::json;
+
+use crate::net::NetNs;
+
+const PORT: u16 = 7700;
+const CONNECT_LIMIT: Duration = Duration::from_secs(3);
+
+/// How a command ended and what it said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Output {
+    /// Exit code, or minus the signal that ended it.
+    pub status: i32,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+impl Output {
+    /// Whether the exit code was 0.
+    pub fn ok(&self) -> bool {
+        self.status == 0
+    }
+}
+
+/// Something a running command said, or its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Said {
+    /// Bytes of standard output.
+    Stdout(Vec<u8>),
+    /// Bytes of standard error.
+    Stderr(Vec<u8>),
+    /// Exit code, or minus the signal.
+    End(i32),
+}
+
+/// Runs commands in one dom0. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Agent {
+    address: SocketAddr,
+    /// Where to open sockets; without it in the calling thread's own namespace.
+    netns: Option<Arc<NetNs>>,
+}
+
+impl Agent {
+    /// The agent of host `a` or `b`.
+    pub fn of(host: &str, netns: Option<Arc<NetNs>>) -> Result<Self> {
+        let number = match host {
+            "a" => 1,
+            "b" => 2,
+            _ => bail!("'{host}' is no host: use a or b"),
+        };
+        Ok(Self {
+            address: SocketAddr::from(([10, 78, 0, number], PORT)),
+            netns,
+        })
+    }
+
+    fn connect(&self) -> Result<TcpStream> {
+        let address = self.address;
+        let connect = move || TcpStream::connect_timeout(&address, CONNECT_LIMIT);
+        let stream = match &self.netns {
+            None => connect(),
+            Some(netns) => netns
+                .spawn(connect)?
+                .join()
+                .map_err(|_| anyhow!("the connecting thread panicked"))??,
+        };
+        let stream = stream.with_context(|| format!("no agent at {address}: is the host up?"))?;
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    }
+
+    /// Whether the agent answers (one short try).
+    pub fn answers(&self) -> bool {
+        self.run("true").is_ok_and(|output| output.ok())
+    }
+
+    /// Runs a bash command line in the dom0 and waits for its end. A command that fails is no
+    /// error here: look at the status.
+    ///
+    /// # Errors
+    /// The host cannot be reached or goes away.
+    pub fn run(&self, command: &str) -> Result<Output> {
+        self.start(command)?.wait_output()
+    }
+
+    /// Starts a bash command line with a piped standard input.
+    pub fn start(&self, command: &str) -> Result<Running> {
+        let mut stream = self.connect()?;
+        let request = json!({ "cmd": command }).to_string();
+        let length = u32::try_from(request.len()).context("command line too long")?;
+        stream.write_all(&length.to_be_bytes())?;
+        stream.write_all(request.as_bytes())?;
+        let (sender, said) = channel();
+        let mut reader = stream.try_clone()?;
+        let thread = std::thread::Builder::new()
+            .name("agent-reader".into())
+            .spawn(move || {
+                // A closed channel or connection is seen by the receiver as the end without status.
+                let _ = read_frames(&mut reader, &sender);
+            })?;
+        Ok(Running {
+            command: command.to_owned(),
+            stream,
+            said,
+            reader: Some(thread),
+        })
+    }
+}
+
+fn read_frames(reader: &mut TcpStream, said: &Sender<Said>) -> Result<()> {
+    loop {
+        let mut head = [0; 5];
+        reader.read_exact(&mut head)?;
+        let length = u32::from_be_bytes(head[1..].try_into()?);
+        let mut data = vec![0; length as usize];
+        reader.read_exact(&mut data)?;
+        let frame = match head[0] {
+            1 => Said::Stdout(data),
+            2 => Said::Stderr(data),
+            3 => Said::End(i32::from_be_bytes(data.as_slice().try_into()?)),
+            other => bail!("frame type {other} from the agent"),
+        };
+        let end = matches!(frame, Said::End(_));
+        said.send(frame)?;
+        if end {
+            return Ok(());
+        }
+    }
+}
+
+/// A command that runs in a dom0. Dropping it kills the command and its process group.
+#[derive(Debug)]
+pub struct Running {
+    command: String,
+    stream: TcpStream,
+    said: Receiver<Said>,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Running {
+    /// What the command says next; waits for it up to `limit`. `None`: nothing within the limit.
+    ///
+    /// # Errors
+    /// The connection ended before the command did (host gone, or reset).
+    pub fn next(&self, limit: Duration) -> Result<Option<Said>> {
+        use std::sync::mpsc::RecvTimeoutError::{Disconnected, Timeout};
+        match self.said.recv_timeout(limit) {
+            Ok(said) => Ok(Some(said)),
+            Err(Timeout) => Ok(None),
+            Err(Disconnected) => bail!("lost the host while it ran: {}", self.command),
+        }
+    }
+
+    /// A second handle on the command's standard input, for another thread.
+    pub fn input(&self) -> Result<Input> {
+        Ok(Input {
+            stream: self
+                .stream
+                .try_clone()
+                .context("cannot duplicate a socket")?,
+        })
+    }
+
+    /// Sends bytes to the command's standard input.
+    pub fn write(&mut self, data: &[u8]) -> Result<()> {
+        self.input()?.write(data)
+    }
+
+    /// Ends the command's standard input.
+    pub fn close_input(&mut self) -> Result<()> {
+        self.input()?.close()
+    }
+
+    /// Waits for the end and returns all that was not yet read.
+    pub fn wait_output(mut self) -> Result<Output> {
+        self.close_input()?;
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        loop {
+            match self.next(Duration::from_secs(3600))? {
+                Some(Said::Stdout(data)) => stdout.extend(data),
+                Some(Said::Stderr(data)) => stderr.extend(data),
+                Some(Said::End(status)) => {
+                    return Ok(Output {
+                        status,
+                        stdout: String::from_utf8_lossy(&stdout).into_owned(),
+                        stderr: String::from_utf8_lossy(&stderr).into_owned(),
+                    });
+                }
+                None => bail!("ran for an hour: {}", self.command),
+            }
+        }
+    }
+}
+
+/// The standard input of a [`Running`] command.
+#[derive(Debug)]
+pub struct Input {
+    stream: TcpStream,
+}
+
+impl Input {
+    /// Sends bytes; without effect when the command has ended.
+    pub fn write(&mut self, data: &[u8]) -> Result<()> {
+        for part in data.chunks(65536) {
+            let length = u32::try_from(part.len()).expect("a chunk is small");
+            let mut frame = vec![0];
+            frame.extend_from_slice(&length.to_be_bytes());
+            frame.extend_from_slice(part);
+            self.send(&frame)?;
+        }
+        Ok(())
+    }
+
+    /// Ends the input.
+    pub fn close(&mut self) -> Result<()> {
+        self.send(&[0; 5])
+    }
+
+    fn send(&mut self, frame: &[u8]) -> Result<()> {
+        match self.stream.write_all(frame) {
+            // The command has ended and its status is on the way, or there already.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::BrokenPipe | ErrorKind::ConnectionReset
+                ) =>
+            {
+                Ok(())
+            }
+            result => result.context("lost the host"),
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.stream.shutdown(Shutdown::Both);
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
+    }
+}

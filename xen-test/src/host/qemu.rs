@@ -1,0 +1,301 @@
+//! Starting, stopping and freezing the QEMU process of a host.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::Signal;
+
+use super::qmp::Qmp;
+use crate::image::Image;
+use crate::net::NetNs;
+use crate::run::{Child, start_time};
+
+/// Name of the machine snapshot that a reset goes back to.
+pub const SNAPSHOT: &str = "ready";
+
+/// Largest time for saving or loading a snapshot.
+const QMP_LIMIT: Duration = Duration::from_secs(180);
+
+/// What a nested host is made of.
+#[derive(Debug, Clone)]
+pub struct MachineOptions {
+    /// Memory of the whole host in MiB.
+    pub memory: u32,
+    /// Memory of dom0 in MiB; guests get the rest, less some 250 MiB for Xen.
+    pub dom0_memory: u32,
+    /// Virtual CPUs of the host.
+    pub cpus: u32,
+    /// Start the C xenstored in place of oxenstored, Debian's default.
+    pub c_xenstored: bool,
+    /// More for Xen's command line.
+    pub xen_arguments: String,
+}
+
+impl Default for MachineOptions {
+    fn default() -> Self {
+        Self {
+            memory: 2560,
+            dom0_memory: 1152,
+            cpus: 1,
+            c_xenstored: false,
+            xen_arguments: String::new(),
+        }
+    }
+}
+
+/// The hardware of one host: its disk, and its QEMU process while it is powered on.
+#[derive(Debug)]
+pub struct Machine {
+    name: String,
+    options: MachineOptions,
+    image: Image,
+    netns: Arc<NetNs>,
+    dir: PathBuf,
+    logs: PathBuf,
+    qemu: Option<Child>,
+    boots: u32,
+    has_snapshot: bool,
+}
+
+impl Machine {
+    /// A machine that is powered off, with a fresh disk. `name` is `a` or `b`.
+    pub fn new(
+        name: &str,
+        options: MachineOptions,
+        image: Image,
+        netns: Arc<NetNs>,
+        dir: &Path,
+        logs: &Path,
+    ) -> Result<Self> {
+        let machine = Self {
+            name: name.to_owned(),
+            options,
+            image,
+            netns,
+            dir: dir.to_owned(),
+            logs: logs.to_owned(),
+            qemu: None,
+            boots: 0,
+            has_snapshot: false,
+        };
+        let status = Command::new("qemu-img")
+            .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
+            .arg(machine.image.root_disk())
+            .arg(machine.disk())
+            .status()
+            .context("cannot run qemu-img")?;
+        if !status.success() {
+            bail!("qemu-img could not create {}", machine.disk().display());
+        }
+        Ok(machine)
+    }
+
+    fn disk(&self) -> PathBuf {
+        self.dir.join(format!("{}.qcow2", self.name))
+    }
+
+    fn monitor(&self) -> PathBuf {
+        self.dir.join(format!("{}.qmp", self.name))
+    }
+
+    /// The console of Xen and dom0, all boots in one file.
+    pub fn console(&self) -> PathBuf {
+        self.logs.join(format!("{}-console.log", self.name))
+    }
+
+    /// Powers the machine on: from its snapshot if `from_snapshot`, else a boot from its disk as it
+    /// was left. Returns as soon as QEMU runs.
+    pub fn power_on(&mut self, from_snapshot: bool) -> Result<()> {
+        if self.is_on()? {
+            bail!("host {} is powered on already", self.name);
+        }
+        if from_snapshot && !self.has_snapshot {
+            bail!("host {} has no snapshot yet", self.name);
+        }
+        self.boots += 1;
+        let mut command = Child::command("qemu-system-x86_64");
+        self.arguments(&mut command)?;
+        if from_snapshot {
+            command.args(["-loadvm", SNAPSHOT]);
+        }
+        let _ = std::fs::remove_file(self.monitor());
+        let errors = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.logs.join(format!("{}-qemu.log", self.name)))?;
+        command
+            .stdin(Stdio::null())
+            .stdout(errors.try_clone()?)
+            .stderr(errors);
+        let name = format!("QEMU of host {}", self.name);
+        let child = self
+            .netns
+            .call(move || Child::spawn(&name, &mut command))??;
+        let stamp = format!(
+            "{} {}",
+            child.pid(),
+            start_time(child.pid()).unwrap_or_default()
+        );
+        std::fs::write(self.dir.join(format!("{}.pid", self.name)), stamp)?;
+        self.qemu = Some(child);
+        Ok(())
+    }
+
+    fn arguments(&self, command: &mut Command) -> Result<()> {
+        let number = if self.name == "a" { 1 } else { 2 };
+        let options = &self.options;
+        let tsc = if options.cpus > 1 {
+            ",-avx,-avx2,-xsave"
+        } else {
+            ""
+        };
+        command
+            .args(["-name", &format!("xen-test-{}", self.name)])
+            .args([
+                "-machine",
+                "q35",
+                "-accel",
+                "tcg,thread=multi",
+                "-no-reboot",
+                "-nodefaults",
+            ])
+            // TCG gets supervisor-mode access prevention and rdtscp wrong under nested SVM, and AVX
+            // with more than one CPU.
+            .args(["-cpu", &format!("max,-smap,-rdtscp{tsc}")])
+            .args([
+                "-smp",
+                &options.cpus.to_string(),
+                "-m",
+                &options.memory.to_string(),
+            ])
+            .args([
+                "-display",
+                "none",
+                "-vga",
+                "none",
+                "-rtc",
+                "base=utc,clock=host",
+            ]);
+        command.arg("-chardev").arg(format!(
+            "file,id=console,path={},append=on",
+            escape(&self.console())?
+        ));
+        command.args(["-serial", "chardev:console"]);
+        command.arg("-qmp").arg(format!(
+            "unix:{},server=on,wait=off",
+            escape(&self.monitor())?
+        ));
+        command.arg("-drive").arg(format!(
+            "if=none,id=root,format=qcow2,cache=unsafe,discard=unmap,file={}",
+            escape(&self.disk())?
+        ));
+        command.args(["-device", "virtio-blk-pci,drive=root"]);
+        for (network, mac) in [("data", "da"), ("mgmt", "aa")] {
+            let host = &self.name;
+            command.arg("-netdev").arg(format!(
+                "tap,id={network},ifname={network}-{host},script=no,downscript=no"
+            ));
+            command.arg("-device").arg(format!(
+                "virtio-net-pci,netdev={network},mac=52:54:00:{mac}:00:0{number},romfile="
+            ));
+        }
+        command.args(["-device", "virtio-rng-pci"]);
+        command.arg("-kernel").arg(self.image.hypervisor());
+        command.arg("-append").arg(format!(
+            "com1=115200,8n1 console=com1 dom0_mem={0}M,max:{0}M loglvl=warning \
+             guest_loglvl=warning {1}",
+            options.dom0_memory, options.xen_arguments
+        ));
+        let store = if options.c_xenstored {
+            "xenstored"
+        } else {
+            "oxenstored"
+        };
+        command.arg("-initrd").arg(format!(
+            "{} console=hvc0 quiet panic=-1 net.ifnames=0 xt.host={} xt.xenstored={store},{}",
+            escape(&self.image.kernel())?,
+            self.name,
+            escape(&self.image.initramfs())?
+        ));
+        Ok(())
+    }
+
+    /// Whether the QEMU process runs (frozen counts as running).
+    pub fn is_on(&mut self) -> Result<bool> {
+        match &mut self.qemu {
+            None => Ok(false),
+            Some(qemu) => Ok(qemu.try_wait()?.is_none()),
+        }
+    }
+
+    /// Power loss: `kill -9` of QEMU. Nothing the host had in flight gets out.
+    pub fn power_off(&mut self) {
+        self.qemu = None;
+        let _ = std::fs::remove_file(self.dir.join(format!("{}.pid", self.name)));
+    }
+
+    /// Stops the whole host where it stands, until [`Machine::thaw`].
+    pub fn freeze(&self) -> Result<()> {
+        self.process()?.signal(Signal::SIGSTOP)
+    }
+
+    /// Lets a frozen host go on. Its clocks see the gap.
+    pub fn thaw(&self) -> Result<()> {
+        self.process()?.signal(Signal::SIGCONT)
+    }
+
+    fn process(&self) -> Result<&Child> {
+        self.qemu
+            .as_ref()
+            .with_context(|| format!("host {} is powered off", self.name))
+    }
+
+    /// Process id of QEMU, if the host is on.
+    pub fn pid(&self) -> Option<i32> {
+        self.qemu.as_ref().map(Child::pid)
+    }
+
+    /// How often the machine was powered on.
+    pub fn boots(&self) -> u32 {
+        self.boots
+    }
+
+    /// Whether there is a snapshot to go back to.
+    pub fn has_snapshot(&self) -> bool {
+        self.has_snapshot
+    }
+
+    /// Takes the snapshot that resets go back to. The host stands still meanwhile (seconds).
+    pub fn save(&mut self) -> Result<()> {
+        Qmp::connect(&self.monitor(), QMP_LIMIT)?.human(&format!("savevm {SNAPSHOT}"))?;
+        self.has_snapshot = true;
+        Ok(())
+    }
+
+    /// Puts memory, devices and disk back to the snapshot; powers the host on if it is off, thaws
+    /// it if it is frozen.
+    pub fn load(&mut self) -> Result<()> {
+        if !self.is_on()? {
+            self.qemu = None;
+            return self.power_on(true);
+        }
+        self.thaw()?;
+        let mut qmp = Qmp::connect(&self.monitor(), QMP_LIMIT)?;
+        qmp.human(&format!("loadvm {SNAPSHOT}"))?;
+        qmp.call("cont", &serde_json::json!({}))?;
+        Ok(())
+    }
+}
+
+/// A path inside an option of QEMU, where a comma is written twice. The space-separated lists of
+/// `-initrd` cannot hold every path, so those are refused.
+fn escape(path: &Path) -> Result<String> {
+    let text = path.to_str().context("paths of the cache must be UTF-8")?;
+    if text.contains([' ', ',']) {
+        bail!("{text}: QEMU cannot use a path with a space or comma; set XEN_TEST_CACHE");
+    }
+    Ok(text.to_owned())
+}

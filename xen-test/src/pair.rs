@@ -1,0 +1,182 @@
+//! One or two nested hosts with their networks: what scenarios run on.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result, anyhow, bail};
+
+use crate::host::{Agent, Host, Machine, MachineOptions};
+use crate::net::{Links, NetNs, Party};
+use crate::run::{Record, RunDir, start_time};
+use crate::{image, progress};
+
+/// What to boot.
+#[derive(Debug, Clone)]
+pub struct BootOptions {
+    /// Name of the run; other processes find it by that.
+    pub name: String,
+    /// 1 or 2.
+    pub hosts: usize,
+    /// The same hardware for each host.
+    pub machine: MachineOptions,
+    /// Take the snapshot that [`Pair::reset`] goes back to.
+    pub snapshot: bool,
+}
+
+/// Booted hosts. Dropping it powers them off and removes everything but the logs.
+#[derive(Debug)]
+pub struct Pair {
+    // Fields drop in this order: hosts before the namespace they are in, files last.
+    hosts: Vec<Host>,
+    links: Links,
+    netns: Arc<NetNs>,
+    image: image::Image,
+    run: RunDir,
+}
+
+impl Pair {
+    /// Builds the image if need be, boots the hosts side by side and waits until `xl` is usable in
+    /// all of them.
+    pub fn boot(options: &BootOptions) -> Result<Self> {
+        let names: &[&str] = match options.hosts {
+            1 => &["a"],
+            2 => &["a", "b"],
+            other => bail!("{other} hosts: 1 or 2 can be booted"),
+        };
+        let image = image::ensure()?;
+        let run = RunDir::claim(&options.name)?;
+        let netns = Arc::new(NetNs::new()?);
+        let links = Links::new(netns.clone(), names)?;
+        let pid = i32::try_from(std::process::id())?;
+        let mut record = Record {
+            name: options.name.clone(),
+            pid,
+            pid_start: start_time(pid).context("no /proc?")?,
+            netns_thread: netns.thread(),
+            hosts: names.iter().map(|&name| name.to_owned()).collect(),
+            ready: false,
+            logs: run.logs().to_owned(),
+            ssh_key: image.ssh_key(),
+            known_hosts: image.known_hosts(),
+        };
+        run.publish(&record)?;
+        let mut hosts = Vec::new();
+        for name in names {
+            let machine = Machine::new(
+                name,
+                options.machine.clone(),
+                image.clone(),
+                netns.clone(),
+                run.path(),
+                run.logs(),
+            )?;
+            hosts.push(Host::new(
+                name,
+                machine,
+                Agent::of(name, Some(netns.clone()))?,
+            ));
+        }
+        let pair = Self {
+            hosts,
+            links,
+            netns,
+            image,
+            run,
+        };
+        let start = Instant::now();
+        progress!(
+            "booting {} host(s); consoles in {}",
+            names.len(),
+            pair.logs().display()
+        );
+        for host in &pair.hosts {
+            host.machine().power_on(false)?;
+        }
+        pair.each(Host::wait_ready)?;
+        progress!("xl is usable after {:.1} s", start.elapsed().as_secs_f32());
+        if options.snapshot {
+            let start = Instant::now();
+            pair.each(|host| host.machine().save())?;
+            progress!("snapshots taken in {:.1} s", start.elapsed().as_secs_f32());
+        }
+        record.ready = true;
+        pair.run.publish(&record)?;
+        Ok(pair)
+    }
+
+    /// The hosts, `a` first.
+    pub fn hosts(&self) -> &[Host] {
+        &self.hosts
+    }
+
+    /// Host `a`.
+    pub fn a(&self) -> &Host {
+        &self.hosts[0]
+    }
+
+    /// Host `b`.
+    ///
+    /// # Panics
+    /// Only one host was booted.
+    pub fn b(&self) -> &Host {
+        &self.hosts[1]
+    }
+
+    /// The namespace with the client's interface (10.77.0.100, fd77::100), outside both hosts. Use
+    /// [`NetNs::spawn`] for a thread, [`NetNs::call`] to start a process in it.
+    pub fn client_ns(&self) -> &Arc<NetNs> {
+        &self.netns
+    }
+
+    /// The image the hosts booted from.
+    pub fn image(&self) -> &image::Image {
+        &self.image
+    }
+
+    /// Directory of this run's logs; it stays.
+    pub fn logs(&self) -> &Path {
+        self.run.logs()
+    }
+
+    /// Cuts the link between two parties, see [`Links::cut`].
+    pub fn cut(&self, one: Party, other: Party) -> Result<()> {
+        self.links.cut(one, other)
+    }
+
+    /// Joins the link between two parties again.
+    pub fn join(&self, one: Party, other: Party) -> Result<()> {
+        self.links.join(one, other)
+    }
+
+    /// Puts the whole pair back to where it was after the boot: links joined, hosts powered on and
+    /// thawed, memory and disks as in the snapshot, clocks right. What was pushed since is gone.
+    pub fn reset(&self) -> Result<()> {
+        self.links.join_all()?;
+        self.each(|host| {
+            host.machine().load()?;
+            host.wait_ready()?;
+            host.set_clock()
+        })
+    }
+
+    /// Does something with all hosts at once; waits for all; the first error is the result.
+    pub fn each(&self, action: impl Fn(&Host) -> Result<()> + Sync) -> Result<()> {
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = self
+                .hosts
+                .iter()
+                .map(|host| scope.spawn(|| action(host)))
+                .collect();
+            let results: Vec<Result<()>> = threads
+                .into_iter()
+                .map(|thread| {
+                    thread
+                        .join()
+                        .unwrap_or_else(|_| Err(anyhow!("a thread panicked")))
+                })
+                .collect();
+            results.into_iter().collect()
+        })
+    }
+}
