@@ -5,8 +5,11 @@
 
 pub mod api;
 pub mod cli;
+pub mod capture;
+pub mod hvm;
 pub mod ids;
 pub mod ops;
 pub mod protect;
 pub mod state;
 pub mod stream;
+pub mod xen;

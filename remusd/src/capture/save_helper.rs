@@ -1,0 +1,303 @@
+//! The stock `libxl-save-helper` as capture engine.
+//!
+//! The helper is a process of its own: a crash or `assert` in libxenguest ends a capture, not remusd. Its stream goes into a
+//! pipe that a dedicated thread drains; its calls come on stdout and are answered on stdin (see [`super::ipc`]).
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, pipe2};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::sync::oneshot;
+
+use super::buffer::Shared;
+use super::ipc::{self, HelperCall};
+use super::{CaptureBudget, CaptureError, CaptureStats, ItemReceiver, drain};
+use crate::ids::DomId;
+
+/// Capacity asked for the stream's pipe, bytes: the most an unprivileged process may have, so always granted.
+const PIPE: i32 = 1 << 20;
+/// `XCFLAGS_LIVE` and `XC_STREAM_REMUS` of xenguest.h.
+const LIVE: &str = "1";
+const STREAM_REMUS: &str = "1";
+
+/// What to capture, and with what.
+#[derive(Clone, Debug)]
+pub struct SaveHelperConfig {
+    /// The domain.
+    pub domid: DomId,
+    /// The helper; by default the one of the running Xen version, or what the environment's `LIBXL_SAVE_HELPER` names.
+    pub helper: Option<PathBuf>,
+    /// How much may be held in memory.
+    pub budget: CaptureBudget,
+}
+
+impl SaveHelperConfig {
+    /// The defaults for a domain.
+    #[must_use]
+    pub fn new(domid: DomId) -> Self {
+        Self {
+            domid,
+            helper: None,
+            budget: CaptureBudget::default(),
+        }
+    }
+}
+
+/// A running capture. Dropping it sends the helper SIGTERM; see [`stop_gently`](Self::stop_gently).
+pub struct SaveHelper {
+    domid: DomId,
+    child: Child,
+    pid: Option<Pid>,
+    stdin: ChildStdin,
+    stdout: ChildStdout,
+    incoming: BytesMut,
+    awaits_reply: bool,
+    fault_told: bool,
+    shared: Arc<Shared>,
+}
+
+impl SaveHelper {
+    /// Starts the helper. It begins to copy the running guest at once.
+    ///
+    /// # Errors
+    /// [`CaptureError::NoHelper`], [`CaptureError::Spawn`], [`CaptureError::Version`].
+    pub async fn spawn(cfg: SaveHelperConfig) -> Result<(Self, ItemReceiver), CaptureError> {
+        let domid = cfg.domid;
+        let path = helper_path(cfg.helper.as_deref())?;
+        let fail = |cause: String| CaptureError::Spawn {
+            path: path.clone(),
+            domid,
+            cause,
+        };
+        let (reader, writer) = pipe2(OFlag::O_CLOEXEC).map_err(|errno| fail(errno.to_string()))?;
+        // A smaller pipe only makes it slower.
+        if let Err(errno) = fcntl(&writer, FcntlArg::F_SETPIPE_SZ(PIPE)) {
+            tracing::warn!(%domid, "the capture pipe stays small: {errno}");
+        }
+        let shared = Shared::new(domid, cfg.budget);
+        let command = command(&path, domid, &writer);
+        let (child_tx, child_rx) = oneshot::channel();
+        let runtime = tokio::runtime::Handle::current();
+        let inner = Arc::clone(&shared);
+        // The drain thread also spawns the child, as its end is what ends an orphaned child.
+        std::thread::Builder::new()
+            .name(format!("drain-{domid}"))
+            .spawn(move || {
+                let spawned = spawn_here(&runtime, command, writer);
+                let ok = spawned.is_ok();
+                if child_tx.send(spawned).is_ok() && ok {
+                    drain::drain(domid, reader.into(), &inner);
+                }
+            })
+            .map_err(|error| fail(error.to_string()))?;
+        let mut child = child_rx
+            .await
+            .map_err(|_| fail("the drain thread died".into()))?
+            .map_err(|error| fail(error.to_string()))?;
+        let pid = child
+            .id()
+            .and_then(|id| i32::try_from(id).ok())
+            .map(Pid::from_raw);
+        let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
+            return Err(fail("its pipes are missing".into()));
+        };
+        if let Some(stderr) = child.stderr.take() {
+            tokio::spawn(async move {
+                let mut lines = BufReader::new(stderr).lines();
+                while let Ok(Some(line)) = lines.next_line().await {
+                    tracing::warn!(%domid, "libxl-save-helper: {line}");
+                }
+            });
+        }
+        let receiver = ItemReceiver::new(Arc::clone(&shared));
+        Ok((
+            Self {
+                domid,
+                child,
+                pid,
+                stdin,
+                stdout,
+                incoming: BytesMut::with_capacity(4096),
+                awaits_reply: false,
+                fault_told: false,
+                shared,
+            },
+            receiver,
+        ))
+    }
+
+    /// What the helper says next. Calls that want a reply need one before anything else will come. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`CaptureError::OverBudget`] or [`CaptureError::Stream`], once, as soon as the drain fails: resume the guest, then stop the
+    /// helper; its further calls still come. [`CaptureError::Protocol`], [`CaptureError::Io`].
+    pub async fn next_call(&mut self) -> Result<HelperCall, CaptureError> {
+        loop {
+            match ipc::decode(&mut self.incoming) {
+                Ok(Some(call)) => {
+                    self.awaits_reply = call.wants_reply();
+                    return Ok(call);
+                }
+                Ok(None) => {}
+                Err(cause) => {
+                    return Err(CaptureError::Protocol {
+                        domid: self.domid,
+                        cause,
+                    });
+                }
+            }
+            let read = tokio::select! {
+                biased;
+                read = self.stdout.read_buf(&mut self.incoming) => read,
+                error = self.shared.failed(), if !self.fault_told => {
+                    self.fault_told = true;
+                    return Err(error);
+                }
+            };
+            let read = read.map_err(|error| self.io("waiting for its calls", &error))?;
+            if read == 0 {
+                let status = self.child.wait().await;
+                let status = status.map_err(|error| self.io("waiting for its end", &error))?;
+                return Ok(HelperCall::Exited(status));
+            }
+        }
+    }
+
+    /// Answers the last call.
+    ///
+    /// # Errors
+    /// [`CaptureError::Protocol`] when no call waits for a reply, [`CaptureError::Io`] when the helper is gone.
+    pub async fn reply(&mut self, value: i32) -> Result<(), CaptureError> {
+        if !self.awaits_reply {
+            return Err(CaptureError::Protocol {
+                domid: self.domid,
+                cause: format!("reply {value} to nothing"),
+            });
+        }
+        self.awaits_reply = false;
+        let written = self.stdin.write_all(&value.to_ne_bytes()).await;
+        written.map_err(|error| self.io("answering it", &error))
+    }
+
+    /// While on, captured items are queued without waiting for the receiver, up to the hard budget. Set it when the guest is to be
+    /// suspended, clear it when it runs. Never blocks.
+    pub fn set_hard_mode(&self, on: bool) {
+        self.shared.set_hard_mode(on);
+    }
+
+    /// Throws away what is still to come, so that the helper does not wait for a receiver.
+    pub fn discard(&self) {
+        self.shared.discard();
+    }
+
+    /// Counts since the start.
+    #[must_use]
+    pub fn stats(&self) -> CaptureStats {
+        self.shared.stats()
+    }
+
+    /// Has the helper end its capture: it turns log-dirty off and says [`HelperCall::Complete`]. Go on serving calls until
+    /// [`HelperCall::Exited`]. Does not resume the guest.
+    pub fn stop_gently(&self) {
+        self.shared.discard();
+        self.signal(Signal::SIGTERM);
+    }
+
+    /// Ends the helper at once and reaps it. Log-dirty stays on, and the guest as it is: see to both.
+    pub async fn kill(mut self) {
+        self.shared.discard();
+        let _ = self.child.kill().await;
+    }
+
+    /// The helper's process id, while it has not been reaped.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.child.id()
+    }
+
+    fn signal(&self, signal: Signal) {
+        // An id is there until the child was reaped, so this cannot hit another process.
+        if let (Some(_), Some(pid)) = (self.child.id(), self.pid) {
+            let _ = kill(pid, signal);
+        }
+    }
+
+    fn io(&self, doing: &'static str, error: &io::Error) -> CaptureError {
+        CaptureError::Io {
+            domid: self.domid,
+            doing,
+            cause: error.to_string(),
+        }
+    }
+}
+
+impl Drop for SaveHelper {
+    fn drop(&mut self) {
+        self.stop_gently();
+    }
+}
+
+fn command(path: &Path, domid: DomId, stream: &OwnedFd) -> std::process::Command {
+    let mut command = std::process::Command::new(path);
+    command
+        .arg("--save-domain")
+        .arg(stream.as_raw_fd().to_string())
+        .arg("-1")
+        .arg(domid.to_string())
+        .arg(LIVE)
+        .arg(ipc::CALLBACK_FLAGS.to_string())
+        .arg(STREAM_REMUS)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    crate::xen::spawn::isolate(&mut command, stream.as_fd());
+    command
+}
+
+/// Spawns on this thread; our end of the stream's writer is closed before this returns.
+fn spawn_here(
+    runtime: &tokio::runtime::Handle,
+    command: std::process::Command,
+    writer: OwnedFd,
+) -> io::Result<Child> {
+    let _context = runtime.enter();
+    let child = Command::from(command).spawn();
+    drop(writer);
+    child
+}
+
+fn helper_path(configured: Option<&Path>) -> Result<PathBuf, CaptureError> {
+    let path = match configured {
+        Some(path) => path.to_owned(),
+        None => match std::env::var_os("LIBXL_SAVE_HELPER") {
+            Some(path) => path.into(),
+            None => packaged_helper()?,
+        },
+    };
+    if path.is_file() {
+        Ok(path)
+    } else {
+        Err(CaptureError::NoHelper { path })
+    }
+}
+
+/// Where Debian's xen-utils packages put it: by version, as several may be installed.
+fn packaged_helper() -> Result<PathBuf, CaptureError> {
+    let part = |name: &str| {
+        std::fs::read_to_string(format!("/sys/hypervisor/version/{name}"))
+            .map(|text| text.trim().to_owned())
+            .map_err(|error| CaptureError::Version {
+                cause: error.to_string(),
+            })
+    };
+    let (major, minor) = (part("major")?, part("minor")?);
+    Ok(format!("/usr/lib/xen-{major}.{minor}/bin/libxl-save-helper").into())
+}

@@ -1,0 +1,1 @@
+//! The device model (QEMU) of an HVM guest.

@@ -1,0 +1,19 @@
+//! Xen as remusd sees it: the hypervisor, xenstore, and the suspend protocol that needs both. The only unsafe code.
+//!
+//! The traits [`Hypervisor`] and [`XenStore`] and their in-memory doubles build everywhere; the real ones need the
+//! feature `xen`.
+
+pub mod domain;
+pub mod fake;
+pub mod guard;
+pub mod hypervisor;
+pub mod spawn;
+pub mod store;
+pub mod suspend;
+
+pub use domain::{DomainInfo, DomainState, GuestType, HostInfo, ShutdownReason, XenVersion};
+pub use fake::{FakeHypervisor, FakeStore};
+pub use guard::{GuardHandle, SuspendGuard};
+pub use hypervisor::{HvmParam, Hypervisor, LogDirty, XenError};
+pub use store::{Compared, StoreError, Watch, XenStore};
+pub use suspend::{SuspendError, Suspended, Suspender};
