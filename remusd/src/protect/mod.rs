@@ -1,8 +1,14 @@
 //! The primary: the guest runs here and is checkpointed to a backup.
 //!
-//! `machine` decides (sans-IO), `driver` does what it says, `report` is what each epoch yields.
+//! `machine` decides (sans-IO), `driver` does what it says, `pump` moves pages to the `peer`, `report` is what each epoch yields,
+//! `fate` is what becomes of a guest that has ended.
 
 pub mod domain;
+pub mod driver;
+pub mod fate;
 pub mod machine;
+pub mod model;
 pub mod options;
+pub mod peer;
+pub mod pump;
 pub mod report;

@@ -1,0 +1,350 @@
+//! Carries out the machine's actions.
+
+use std::time::{Duration, Instant};
+
+use devices::EpochContext;
+use tokio_util::sync::CancellationToken;
+
+use super::super::machine::{Action, Event, StopWhy};
+use super::super::options::OnPrimaryLoss;
+use super::super::peer::GuestDoes;
+use super::super::pump::PumpOrder;
+use super::super::report::EpochReport;
+use super::{Current, Driver};
+use crate::capture::{SaveHelper, SaveHelperConfig};
+use crate::ids::Epoch;
+use crate::ops::EventKind;
+use crate::xen::Settled;
+
+/// How long a guest that has taken a suspend request may take to suspend after all before it is given up as stuck.
+const SETTLE: Duration = Duration::from_secs(10);
+
+fn us(from: Option<Instant>, to: Option<Instant>) -> u64 {
+    match (from, to) {
+        (Some(from), Some(to)) => to.saturating_duration_since(from).as_micros() as u64,
+        _ => 0,
+    }
+}
+
+impl Driver {
+    fn context(&self, epoch: Epoch) -> EpochContext {
+        EpochContext { epoch: epoch.0, armed: self.current.armed }
+    }
+
+    fn then(&mut self, event: Event) {
+        self.queue.push_back(event);
+    }
+
+    /// `Ok` continues with `event`, an error abandons the epoch.
+    fn phase(&mut self, result: Result<(), devices::SetError>, event: Event) {
+        match result {
+            Ok(()) => self.then(event),
+            Err(error) => self.then(Event::EpochFailed(error.to_string())),
+        }
+    }
+
+    pub(super) async fn perform(&mut self, action: Action) {
+        match action {
+            Action::StartEngine => self.start_engine().await,
+            Action::Suspend { epoch, armed } => self.suspend(epoch, armed).await,
+            Action::Postsuspend(epoch) => {
+                let context = self.context(epoch);
+                let result = self.parts.devices.postsuspend(&context).await;
+                if result.is_ok()
+                    && let Some(model) = &mut self.parts.model
+                {
+                    match model.stop_and_save().await {
+                        Ok(records) => self.current.model = records,
+                        Err(error) => return self.then(Event::EpochFailed(error.to_string())),
+                    }
+                }
+                self.phase(result, Event::Postsuspended);
+            }
+            Action::EngineCopy => {
+                let order = PumpOrder::Begin { epoch: self.current.epoch, armed: self.current.armed };
+                // Epoch 0 was begun with the first copy.
+                if self.current.epoch.0 > 0 {
+                    let _ = self.pump.try_send(order);
+                }
+                if let Some(engine) = &self.engine {
+                    engine.set_hard_mode(true);
+                }
+                if let Some(event) = self.answer_engine(1).await {
+                    self.then(event);
+                }
+            }
+            Action::Preresume(epoch) => {
+                let context = self.context(epoch);
+                let result = self.parts.devices.preresume(&context).await;
+                self.phase(result, Event::Preresumed);
+            }
+            Action::Resume => self.resume().await,
+            Action::EngineResumed => {
+                if let Some(event) = self.answer_engine(1).await {
+                    self.then(event);
+                }
+            }
+            Action::FinishEpoch { .. } => {
+                let records = std::mem::take(&mut self.current.model);
+                let _ = self.pump.try_send(PumpOrder::Finish(records));
+            }
+            Action::Commit(epoch) => {
+                let start = Instant::now();
+                let context = self.context(epoch);
+                let result = self.parts.devices.commit(&context).await;
+                self.finish_report(epoch, start.elapsed());
+                self.phase(result, Event::Committed);
+            }
+            Action::StartTimer => {
+                self.timer = Some(Instant::now() + self.parts.options.interval());
+            }
+            Action::EngineContinue => {
+                if let Some(event) = self.answer_engine(1).await {
+                    self.then(event);
+                }
+            }
+            Action::EnsureRunning => self.ensure_running().await,
+            Action::Arbitrate => {
+                // No witness: the token is the primary's (hazard F19). A witness answers here in its place.
+                let event = match self.parts.options.on_backup_loss {
+                    super::super::machine::OnBackupLoss::Alone => Event::ClaimWon,
+                    super::super::machine::OnBackupLoss::Hold => Event::ClaimUnknown,
+                };
+                self.then(event);
+            }
+            Action::SendStop(why) => {
+                self.parts.control.stop(&why).await;
+                self.stop_deadline =
+                    Some(Instant::now() + Duration::from_millis(self.parts.options.stop_deadline_ms));
+                if self.parts.self_acknowledging {
+                    self.then(Event::Stopped);
+                }
+            }
+            Action::Freeze => {
+                if let Err(error) = self.parts.hypervisor.pause(self.parts.domid).await {
+                    tracing::error!(domain = self.parts.domain.name, "freezing a superseded copy: {error}");
+                }
+            }
+            Action::CleanUp { output, fate } => self.clean_up(output, fate).await,
+            Action::End(_) => {}
+            report => self.report(report),
+        }
+    }
+
+    fn report(&self, action: Action) {
+        let peer = self.parts.target.label();
+        match action {
+            Action::ReportProtected(epoch) => {
+                let mut text = format!("epoch {epoch} is held by {peer}: this guest survives the loss of its host");
+                if self.parts.self_acknowledging {
+                    text = format!("epoch {epoch} is taken, but nothing is protected: {peer} acknowledges nothing");
+                } else if self.parts.options.on_primary_loss == OnPrimaryLoss::Activate {
+                    text += "; without a witness, a cut link alone can bring about two live copies";
+                }
+                self.tell(EventKind::Protected, text);
+            }
+            Action::ReportUnarmed(epoch) => {
+                let text = format!(
+                    "epoch {epoch} copied: {} pages, {} MiB; output flows, not protected yet",
+                    self.current.cost.pages,
+                    self.current.cost.bytes >> 20
+                );
+                self.tell(EventKind::FirstCopyProgress, text);
+            }
+            Action::ReportUnprotected(text) => self.tell(
+                EventKind::Unprotected,
+                format!("{text}. The guest runs on here alone; `remus protect` it again when a backup is there"),
+            ),
+            Action::ReportHolding(text) => self.tell(
+                EventKind::Holding,
+                format!(
+                    "{text}. The guest runs but its output is held: `remus unprotect` lets it flow, if no other copy runs"
+                ),
+            ),
+            Action::ReportAbandoned(text) => {
+                self.tell(EventKind::EpochAbandoned, format!("epoch {} given up: {text}", self.current.epoch));
+            }
+            Action::ReportSuperseded(text) => {
+                self.tell(EventKind::Superseded, format!("{text}. This copy is sealed and destroyed"));
+            }
+            _ => {}
+        }
+    }
+
+    async fn start_engine(&mut self) {
+        let config = SaveHelperConfig {
+            helper: self.parts.helper.clone(),
+            hard_budget: self.parts.options.epoch_budget,
+            ..SaveHelperConfig::new(self.parts.domid)
+        };
+        match SaveHelper::spawn(config).await {
+            Ok((engine, items)) => {
+                self.parts.record.helper = engine.identity();
+                self.engine = Some(engine);
+                self.engine_owed = false;
+                if let Err(text) = self.save_record() {
+                    return self.then(Event::EngineFailed(text));
+                }
+                if let Some(outlet) = self.parts.outlet.take() {
+                    self.spawn_pump(items, outlet);
+                }
+                let _ = self.pump.try_send(PumpOrder::Begin { epoch: Epoch(0), armed: false });
+            }
+            Err(error) => self.then(Event::EngineFailed(error.to_string())),
+        }
+    }
+
+    async fn suspend(&mut self, epoch: Epoch, armed: bool) {
+        let cost = self.current.cost;
+        self.current = Current { epoch, armed, ..Current::default() };
+        if epoch.0 == 0 {
+            self.current.cost = cost;
+        }
+        if armed && !self.parts.record.armed {
+            // On disk before the first packet is held: a restarted daemon must know to seal (R9, hazard F2).
+            self.parts.record.armed = true;
+            let context = EpochContext { epoch: epoch.0, armed };
+            let armed = match self.save_record() {
+                Ok(()) => self.parts.devices.arm(&context).await.map_err(|e| e.to_string()),
+                Err(text) => Err(text),
+            };
+            if let Err(text) = armed {
+                return self.then(Event::EpochFailed(text));
+            }
+        }
+        let Some(mut suspender) = self.suspender.take() else {
+            return self.then(Event::EpochFailed("a suspend is under way already".into()));
+        };
+        self.may_be_suspended = true;
+        let options = &self.parts.options;
+        let now = Instant::now();
+        let deadline = now + Duration::from_millis(options.suspend_deadline_ms);
+        self.guard.arm(deadline + Duration::from_millis(options.pause_deadline_ms));
+        self.current.suspend_asked = Some(now);
+        let cancel = CancellationToken::new();
+        let cancelled = cancel.clone();
+        let task = tokio::spawn(async move {
+            let result = tokio::select! {
+                result = suspender.suspend(deadline) => result.map(Some),
+                () = cancelled.cancelled() => Ok(None),
+            };
+            (suspender, result)
+        });
+        self.suspending = Some((task, cancel));
+    }
+
+    async fn resume(&mut self) {
+        if let Some(fired) = self.guard.disarm() {
+            let late = fired.resumed.is_some();
+            return self.then(Event::EpochFailed(format!(
+                "the guest stood still for more than {} ms and was {}",
+                self.parts.options.pause_deadline_ms,
+                if late { "resumed by the watchdog" } else { "not resumed by the watchdog either" }
+            )));
+        }
+        self.pause_deadline = None;
+        if let Some(model) = &mut self.parts.model
+            && let Err(error) = model.go_on().await
+        {
+            return self.then(Event::EpochFailed(error.to_string()));
+        }
+        let Some(suspender) = &mut self.suspender else {
+            return self.then(Event::EpochFailed("no suspender".into()));
+        };
+        match suspender.resume().await {
+            Ok(()) => {
+                self.may_be_suspended = false;
+                self.current.resumed = Some(Instant::now());
+                if let Some(engine) = &self.engine {
+                    engine.set_hard_mode(false);
+                }
+                self.parts.control.guest_does(self.current.epoch, GuestDoes::Runs);
+                self.then(Event::Resumed);
+            }
+            Err(error) => self.then(Event::EpochFailed(error.to_string())),
+        }
+    }
+
+    /// Whatever state the guest is in by our doing, it runs afterwards or has ended.
+    pub(super) async fn ensure_running(&mut self) {
+        let _ = self.guard.disarm();
+        self.pause_deadline = None;
+        if let Some((task, cancel)) = self.suspending.take() {
+            cancel.cancel();
+            match task.await {
+                Ok((suspender, _)) => self.suspender = Some(suspender),
+                Err(error) => tracing::error!("suspend task: {error}"),
+            }
+        }
+        if let Some(model) = &mut self.parts.model
+            && let Err(error) = model.go_on().await
+        {
+            tracing::error!(domain = self.parts.domain.name, "{error}");
+        }
+        if let Some(suspender) = &mut self.suspender {
+            match suspender.settle(SETTLE).await {
+                Ok(Settled::Running | Settled::Resumed) => {}
+                Ok(Settled::Ended) => {
+                    if let Ok(info) = self.parts.hypervisor.domain(self.parts.domid).await
+                        && let Some(end) = super::wait::ended(info.as_ref())
+                    {
+                        self.then(Event::GuestEnded(end));
+                    }
+                }
+                Ok(Settled::Undecided) => tracing::error!(
+                    domain = self.parts.domain.name,
+                    "the guest has taken a suspend request and neither suspends nor answers; `remus recover` when it does"
+                ),
+                Err(error) => tracing::error!(domain = self.parts.domain.name, "bringing the guest back to run: {error}"),
+            }
+        }
+        self.may_be_suspended = false;
+        self.parts.control.guest_does(self.current.epoch, GuestDoes::Runs);
+    }
+
+    fn finish_report(&mut self, epoch: Epoch, commit: Duration) {
+        let current = &self.current;
+        let report = EpochReport {
+            epoch,
+            armed: current.armed,
+            suspend_us: us(current.suspend_asked, current.suspended),
+            capture_us: us(current.suspended, current.copied),
+            resume_us: us(current.copied, current.resumed),
+            encode_us: current.cost.encode.as_micros() as u64,
+            send_us: us(current.resumed, current.sent),
+            ack_us: us(current.sent, current.acked),
+            commit_us: commit.as_micros() as u64,
+            pages: current.cost.pages,
+            bytes: current.cost.bytes,
+        };
+        tracing::debug!(domain = self.parts.domain.name, "{report}");
+        let stats = self.parts.devices.stats();
+        let sum = stats.iter().fold((0, 0, 0), |sum: (u64, u64, u64), (_, s)| {
+            (sum.0 + s.queued, sum.1 + s.queued_bytes, sum.2 + s.dropped)
+        });
+        if sum.2 > self.drops_seen {
+            self.tell(
+                EventKind::BufferDrops,
+                format!("{} packets of held output lost; raise the limit or checkpoint more often", sum.2 - self.drops_seen),
+            );
+            self.drops_seen = sum.2;
+        }
+        let acked = current.acked;
+        self.snapshot.send_modify(|snapshot| {
+            snapshot.acked = acked.map(|at| (epoch, at));
+            snapshot.report = Some(report);
+            snapshot.epochs += 1;
+            snapshot.held = sum;
+        });
+    }
+}
+
+impl std::fmt::Display for StopWhy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Planned => f.write_str("planned"),
+            Self::GuestEnded(end) => write!(f, "guest {end}"),
+            Self::Failed(text) => write!(f, "{text}"),
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! The end of a protection: devices, engine, link and domain are put back or put away.
+
+use std::time::Duration;
+
+use devices::Ending;
+
+use super::super::fate;
+use super::super::machine::{DomainFate, Event, GuestEnd, Output};
+use super::Driver;
+use crate::capture::{HelperCall, SaveHelper};
+use crate::ops::EventKind;
+
+/// How long the save helper may take to unwind before it is killed.
+const UNWIND: Duration = Duration::from_secs(10);
+
+impl Driver {
+    pub(super) async fn clean_up(&mut self, output: Output, fate: DomainFate) {
+        self.timer = None;
+        self.ack_deadline = None;
+        self.stop_deadline = None;
+        let ending = match output {
+            Output::Release => Ending::Release,
+            Output::Discard => Ending::Discard,
+        };
+        // Output first: nobody should wait for the engine (R6), and a loser is sealed before anything else (R3).
+        let mut complaints: Vec<String> =
+            self.parts.devices.teardown(ending).await.iter().map(ToString::to_string).collect();
+        if self.may_be_suspended && output == Output::Release {
+            self.ensure_running().await;
+        }
+        complaints.extend(self.end_engine().await);
+        self.parts.control.close().await;
+        match fate {
+            DomainFate::Keep => {}
+            DomainFate::Destroy => {
+                if let Err(error) = self.parts.toolstack.destroy(self.parts.domid).await {
+                    complaints.push(error.to_string());
+                }
+            }
+            DomainFate::ByConfig(end) => complaints.extend(self.by_config(end).await),
+        }
+        if complaints.is_empty() {
+            if let Err(error) = self.parts.state.remove_primary(self.parts.domain.uuid) {
+                complaints.push(error.to_string());
+            }
+        } else {
+            // The record stays: `remus recover` finishes what could not be done now.
+            complaints.push("`remus recover` tries again".into());
+        }
+        for text in &complaints {
+            tracing::error!(domain = self.parts.domain.name, "cleaning up: {text}");
+        }
+        self.queue.push_back(Event::CleanedUp);
+    }
+
+    async fn by_config(&mut self, end: GuestEnd) -> Vec<String> {
+        let name = self.parts.domain.name.clone();
+        let done = fate::apply(&*self.parts.toolstack, self.parts.domid, &name, &self.parts.config, end).await;
+        match done {
+            Ok((text, new)) => {
+                self.tell(EventKind::GuestEnded, format!("the guest ended ({end}) and was {text}"));
+                if let Some(new) = new {
+                    self.parts.domain.domid = Some(new);
+                }
+                vec![]
+            }
+            Err(error) => {
+                self.tell(EventKind::GuestEnded, format!("the guest ended ({end}); {error}"));
+                vec![error.to_string()]
+            }
+        }
+    }
+
+    /// Ends the engine so that log-dirty is off afterwards, also if it must be killed.
+    async fn end_engine(&mut self) -> Option<String> {
+        let engine = self.engine.take()?;
+        let unwound = tokio::time::timeout(UNWIND, self.unwind(engine)).await;
+        if unwound.is_err() {
+            tracing::warn!(domain = self.parts.domain.name, "the save helper did not unwind in time and was killed");
+            let _ = self.switch_model_log_dirty(false).await;
+        }
+        match self.parts.hypervisor.domain(self.parts.domid).await {
+            Ok(Some(info)) if !info.state.dying => {
+                self.parts.hypervisor.log_dirty_off(self.parts.domid).await.err().map(|e| e.to_string())
+            }
+            _ => None,
+        }
+    }
+
+    /// Answers the engine's calls until it has put everything back. Dropping it (on a timeout) kills it.
+    async fn unwind(&mut self, mut engine: SaveHelper) {
+        engine.stop_gently();
+        if self.engine_owed && engine.reply(0).await.is_err() {
+            return;
+        }
+        while let Ok(call) = engine.next_call().await {
+            let value = match call {
+                HelperCall::SwitchQemuLogdirty { enable } => self.switch_model_log_dirty(enable).await,
+                HelperCall::Suspend | HelperCall::Postcopy | HelperCall::Checkpoint => 0,
+                HelperCall::Complete { .. } => {
+                    let _ = engine.reply(0).await;
+                    continue;
+                }
+                HelperCall::Exited(_) => return,
+                HelperCall::Progress { .. } | HelperCall::Log { .. } => continue,
+            };
+            if engine.reply(value).await.is_err() {
+                return;
+            }
+        }
+    }
+}

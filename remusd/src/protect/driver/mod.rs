@@ -1,0 +1,274 @@
+//! Drives one protection on the primary: carries out what the state machine says, on the real guest, devices, engine and peer.
+//!
+//! One task per protection. While the guest is suspended nothing here waits for network, disk, peer or script; a watchdog thread
+//! resumes the guest if it stands still past its deadline whatever this task does (hazard F23).
+
+mod actions;
+mod cleanup;
+mod wait;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use devices::DeviceSet;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::domain::DomainConfig;
+use super::fate::Toolstack;
+use super::machine::{Event, Machine, Outcome, State};
+use super::model::DeviceModel;
+use super::options::{ProtectOptions, Target};
+use super::peer::{PeerControl, PeerEvent};
+use super::pump::{EpochCost, PumpEvent, PumpOrder, Sent};
+use super::report::EpochReport;
+use crate::capture::{ItemReceiver, SaveHelper};
+use crate::ids::{DomId, Epoch, SessionKey};
+use crate::ops::{DomainRef, EventKind, EventLog};
+use crate::state::{PrimaryRecord, StateDir};
+use crate::stream::Record;
+use crate::xen::{Hypervisor, Suspended, SuspendError, GuardHandle, SuspendGuard, Suspender, XenStore};
+
+/// What an operator can tell a running protection.
+#[derive(Debug)]
+pub enum Order {
+    /// End it.
+    Stop,
+}
+
+/// How a protection stands, for status.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// The machine's state.
+    pub state: State,
+    /// See [`Machine::is_protected`].
+    pub protected: bool,
+    /// Newest acknowledged epoch and when.
+    pub acked: Option<(Epoch, Instant)>,
+    /// The newest finished epoch.
+    pub report: Option<EpochReport>,
+    /// Epochs acknowledged in this session.
+    pub epochs: u64,
+    /// Held output: packets, bytes; lost output: packets.
+    pub held: (u64, u64, u64),
+}
+
+impl Default for Snapshot {
+    fn default() -> Self {
+        Self { state: State::Starting, protected: false, acked: None, report: None, epochs: 0, held: (0, 0, 0) }
+    }
+}
+
+/// Everything a protection is made of, set up and ready.
+pub struct Parts {
+    /// Which domain.
+    pub domain: DomainRef,
+    /// Its id.
+    pub domid: DomId,
+    /// Its configuration.
+    pub config: DomainConfig,
+    /// How to protect it.
+    pub options: ProtectOptions,
+    /// Where to.
+    pub target: Target,
+    /// Session.
+    pub key: SessionKey,
+    /// The hypervisor.
+    pub hypervisor: Arc<dyn Hypervisor>,
+    /// xenstore.
+    pub store: Arc<dyn XenStore>,
+    /// Resumes the guest if nobody else does.
+    pub guard: SuspendGuard,
+    /// The device model of an HVM guest.
+    pub model: Option<Box<dyn DeviceModel>>,
+    /// Its devices, set up.
+    pub devices: DeviceSet,
+    /// The peer's control path.
+    pub control: Arc<dyn PeerControl>,
+    /// The peer's data path; the pump takes it when the engine starts.
+    pub outlet: Option<Box<dyn super::peer::Outlet>>,
+    /// What the peer says.
+    pub peer_events: mpsc::UnboundedReceiver<PeerEvent>,
+    /// Whether epochs count as acknowledged once they are sent (black hole, stock receiver): UNSAFE.
+    pub self_acknowledging: bool,
+    /// What the device layer saw.
+    pub net_events: mpsc::UnboundedReceiver<String>,
+    /// Durable state.
+    pub state: StateDir,
+    /// The record kept there.
+    pub record: PrimaryRecord,
+    /// Where events go.
+    pub log: Arc<EventLog>,
+    /// Destroys and boots domains.
+    pub toolstack: Arc<dyn Toolstack>,
+    /// Where the save helper is, unless the default.
+    pub helper: Option<std::path::PathBuf>,
+}
+
+/// A handle on a running protection.
+#[derive(Debug)]
+pub struct Handle {
+    /// How it stands.
+    pub snapshot: watch::Receiver<Snapshot>,
+    /// Pages and bytes sent.
+    pub sent: watch::Receiver<Sent>,
+    orders: mpsc::UnboundedSender<Order>,
+    /// Ends with the protection.
+    pub outcome: watch::Receiver<Option<Outcome>>,
+}
+
+impl Handle {
+    /// Gives an order. Nothing happens if the protection is over.
+    pub fn order(&self, order: Order) {
+        let _ = self.orders.send(order);
+    }
+
+    /// Waits for the end.
+    pub async fn ended(&self) -> Outcome {
+        let mut outcome = self.outcome.clone();
+        let ended = outcome.wait_for(Option::is_some).await.ok().and_then(|o| o.clone());
+        ended.unwrap_or_else(|| Outcome::Alone("the protection's task panicked; see the log".into()))
+    }
+}
+
+type SuspendTask = JoinHandle<(Suspender, Result<Option<Suspended>, SuspendError>)>;
+
+/// What is known of the epoch under way.
+#[derive(Default)]
+struct Current {
+    epoch: Epoch,
+    armed: bool,
+    suspend_asked: Option<Instant>,
+    suspended: Option<Instant>,
+    copied: Option<Instant>,
+    resumed: Option<Instant>,
+    sent: Option<Instant>,
+    acked: Option<Instant>,
+    cost: EpochCost,
+    model: Vec<Record>,
+}
+
+struct Driver {
+    parts: Parts,
+    machine: Machine,
+    queue: VecDeque<Event>,
+    suspender: Option<Suspender>,
+    suspending: Option<(SuspendTask, CancellationToken)>,
+    /// Whether the guest may stand suspended by our doing.
+    may_be_suspended: bool,
+    engine: Option<SaveHelper>,
+    /// Whether the engine waits for an answer to its call.
+    engine_owed: bool,
+    pump: mpsc::Sender<PumpOrder>,
+    pump_events: mpsc::UnboundedReceiver<PumpEvent>,
+    /// Taken by the pump when the engine starts.
+    pump_parts: Option<PumpParts>,
+    orders: mpsc::UnboundedReceiver<Order>,
+    timer: Option<Instant>,
+    ack_deadline: Option<Instant>,
+    stop_deadline: Option<Instant>,
+    pause_deadline: Option<Instant>,
+    guard: GuardHandle,
+    peer_open: bool,
+    current: Current,
+    snapshot: watch::Sender<Snapshot>,
+    outcome: watch::Sender<Option<Outcome>>,
+    drops_seen: u64,
+}
+
+struct PumpParts {
+    orders: mpsc::Receiver<PumpOrder>,
+    events: mpsc::UnboundedSender<PumpEvent>,
+    sent: watch::Sender<Sent>,
+}
+
+/// Starts the protection's task. `Parts` are set up already: link agreed, devices set up.
+#[must_use]
+pub fn start(parts: Parts, suspender: Suspender) -> Handle {
+    let (pump, pump_orders) = mpsc::channel(4);
+    let (pump_send, pump_events) = mpsc::unbounded_channel();
+    let (sent_send, sent) = watch::channel(Sent::default());
+    let (orders_send, orders) = mpsc::unbounded_channel();
+    let (snapshot_send, snapshot) = watch::channel(Snapshot::default());
+    let (outcome_send, outcome) = watch::channel(None);
+    let machine = Machine::new(parts.options.policy());
+    parts.log.publish(
+        parts.domain.clone(),
+        EventKind::Protecting,
+        format!("first copy to {}; the guest is not protected yet", parts.target.label()),
+    );
+    let driver = Driver {
+        machine,
+        queue: VecDeque::from([Event::Started]),
+        suspender: Some(suspender),
+        suspending: None,
+        may_be_suspended: false,
+        engine: None,
+        engine_owed: false,
+        pump,
+        pump_events,
+        pump_parts: Some(PumpParts { orders: pump_orders, events: pump_send, sent: sent_send }),
+        orders,
+        timer: None,
+        ack_deadline: None,
+        stop_deadline: None,
+        pause_deadline: None,
+        guard: parts.guard.handle(),
+        peer_open: true,
+        current: Current::default(),
+        snapshot: snapshot_send,
+        outcome: outcome_send,
+        drops_seen: 0,
+        parts,
+    };
+    tokio::spawn(driver.run());
+    Handle { snapshot, sent, orders: orders_send, outcome }
+}
+
+impl Driver {
+    async fn run(mut self) {
+        loop {
+            while let Some(event) = self.queue.pop_front() {
+                tracing::trace!(domain = self.parts.domain.name, state = ?self.machine.state(), ?event, "step");
+                for action in self.machine.step(event) {
+                    self.perform(action).await;
+                }
+                self.publish();
+                if let State::Ended(outcome) = self.machine.state() {
+                    let outcome = outcome.clone();
+                    self.outcome.send_replace(Some(outcome));
+                    return;
+                }
+            }
+            let event = self.wait().await;
+            self.queue.push_back(event);
+        }
+    }
+
+    fn publish(&self) {
+        let state = self.machine.state().clone();
+        let protected = self.machine.is_protected();
+        self.snapshot.send_if_modified(|snapshot| {
+            let changed = snapshot.state != state || snapshot.protected != protected;
+            snapshot.state = state;
+            snapshot.protected = protected;
+            changed
+        });
+    }
+
+    fn tell(&self, kind: EventKind, detail: impl Into<String>) {
+        self.parts.log.publish(self.parts.domain.clone(), kind, detail);
+    }
+
+    fn save_record(&self) -> Result<(), String> {
+        self.parts.state.put_primary(&self.parts.record).map_err(|e| e.to_string())
+    }
+
+    fn spawn_pump(&mut self, items: ItemReceiver, outlet: Box<dyn super::peer::Outlet>) {
+        if let Some(PumpParts { orders, events, sent }) = self.pump_parts.take() {
+            tokio::spawn(super::pump::Pump { items, outlet, orders, events, sent }.run());
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! What the driver waits for, turned into events of the machine.
+
+use std::time::{Duration, Instant};
+
+use super::super::machine::{Event, GuestEnd, State};
+use super::super::peer::{GuestDoes, PeerEvent};
+use super::super::pump::PumpEvent;
+use super::{Driver, Order};
+use crate::capture::{CaptureError, HelperCall};
+use crate::ops::EventKind;
+use crate::xen::{DomainInfo, ShutdownReason, SuspendError, Suspended, Suspender};
+
+/// How a domain that is not suspended by us has ended, if it has.
+#[must_use]
+pub fn ended(info: Option<&DomainInfo>) -> Option<GuestEnd> {
+    let Some(info) = info else { return Some(GuestEnd::Gone) };
+    if info.state.dying {
+        return Some(GuestEnd::Gone);
+    }
+    match info.state.shutdown {
+        None | Some(ShutdownReason::Suspend) => None,
+        Some(reason) => Some(end_of(reason)),
+    }
+}
+
+fn end_of(reason: ShutdownReason) -> GuestEnd {
+    match reason {
+        ShutdownReason::Poweroff => GuestEnd::Poweroff,
+        ShutdownReason::Reboot | ShutdownReason::SoftReset => GuestEnd::Reboot,
+        ShutdownReason::Watchdog => GuestEnd::Watchdog,
+        _ => GuestEnd::Crash,
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Driver {
+    /// The next event. Cancel-safe parts only: nothing is lost between calls.
+    pub(super) async fn wait(&mut self) -> Event {
+        loop {
+            let event = tokio::select! {
+                biased;
+                peer = self.parts.peer_events.recv(), if self.peer_open => Some(self.on_peer(peer)),
+                Some(Order::Stop) = self.orders.recv() => Some(Event::StopRequested),
+                pumped = self.pump_events.recv() => pumped.and_then(|p| self.on_pump(p)),
+                done = suspend_done(&mut self.suspending) => Some(self.on_suspend(done)),
+                () = until(self.timer) => { self.timer = None; Some(Event::Timer) }
+                () = until(self.ack_deadline) => { self.ack_deadline = None; Some(Event::AckLate) }
+                () = until(self.stop_deadline) => { self.stop_deadline = None; Some(Event::StopLate) }
+                () = until(self.pause_deadline) => { self.pause_deadline = None; self.on_pause_deadline() }
+                seen = watch_domain(&mut self.suspender), if !self.may_be_suspended => match seen {
+                    Ok(()) => self.look_at_domain().await,
+                    Err(error) => Some(Event::EngineFailed(error.to_string())),
+                },
+                call = next_call(&mut self.engine), if !self.engine_owed => self.on_engine(call).await,
+                Some(text) = self.parts.net_events.recv() => {
+                    self.tell(EventKind::BufferDrops, text);
+                    None
+                }
+            };
+            if let Some(event) = event {
+                return event;
+            }
+        }
+    }
+
+    fn on_peer(&mut self, event: Option<PeerEvent>) -> Event {
+        match event {
+            Some(PeerEvent::Ack(epoch)) => {
+                self.ack_deadline = None;
+                self.current.acked = Some(Instant::now());
+                Event::Ack { epoch, pages: self.current.cost.pages }
+            }
+            Some(PeerEvent::Stopped) => Event::Stopped,
+            Some(PeerEvent::Lost(text)) => Event::BackupLost(text),
+            Some(PeerEvent::Superseded(text)) => Event::Superseded(text),
+            None => {
+                // Said once: an ended channel is ready for ever.
+                self.peer_open = false;
+                Event::BackupLost("the link has ended".into())
+            }
+        }
+    }
+
+    /// The guard resumes the guest from its own thread; this task learns of it here if the engine hangs.
+    fn on_pause_deadline(&mut self) -> Option<Event> {
+        let limit = self.parts.options.pause_deadline_ms;
+        self.may_be_suspended.then(|| Event::EpochFailed(format!("the guest stood still for more than {limit} ms")))
+    }
+
+    fn on_pump(&mut self, event: PumpEvent) -> Option<Event> {
+        match event {
+            PumpEvent::Sent { epoch, cost } => {
+                let now = Instant::now();
+                self.current.sent = Some(now);
+                self.current.cost = cost;
+                if self.parts.self_acknowledging {
+                    self.current.acked = Some(now);
+                    return Some(Event::Ack { epoch, pages: cost.pages });
+                }
+                self.ack_deadline = Some(now + Duration::from_millis(self.parts.options.ack_deadline_ms));
+                None
+            }
+            PumpEvent::PeerLost(text) => Some(Event::BackupLost(text)),
+            PumpEvent::CaptureFailed(text) => Some(Event::EngineFailed(text)),
+        }
+    }
+
+    fn on_suspend(&mut self, done: (Suspender, Result<Option<Suspended>, SuspendError>)) -> Event {
+        let (suspender, result) = done;
+        self.suspender = Some(suspender);
+        self.suspending = None;
+        match result {
+            Ok(Some(suspended)) => {
+                let deadline = suspended.suspended + Duration::from_millis(self.parts.options.pause_deadline_ms);
+                self.guard.arm(deadline);
+                self.pause_deadline = Some(deadline);
+                self.current.suspended = Some(suspended.suspended);
+                self.parts.control.guest_does(self.current.epoch, GuestDoes::Suspended);
+                Event::GuestSuspended
+            }
+            Ok(None) => Event::SuspendFailed("the suspend was called off".into()),
+            Err(SuspendError::WrongReason { reason, .. }) => {
+                self.may_be_suspended = false;
+                Event::GuestEnded(end_of(reason))
+            }
+            Err(SuspendError::DomainGone { .. }) => {
+                self.may_be_suspended = false;
+                Event::GuestEnded(GuestEnd::Gone)
+            }
+            Err(error @ (SuspendError::NotAcknowledged { .. } | SuspendError::Paused { .. })) => {
+                self.may_be_suspended = false;
+                self.parts.control.guest_does(self.current.epoch, GuestDoes::Stuck);
+                Event::SuspendFailed(error.to_string())
+            }
+            // It may still suspend at any moment: brought back to running before anything else.
+            Err(error) => Event::EpochFailed(error.to_string()),
+        }
+    }
+
+    async fn look_at_domain(&mut self) -> Option<Event> {
+        let info = self.parts.hypervisor.domain(self.parts.domid).await.ok()?;
+        let end = ended(info.as_ref())?;
+        let recorded = matches!(self.machine.state(), State::Stopping(super::super::machine::StopWhy::GuestEnded(_)));
+        (!recorded).then(|| {
+            self.parts.control.guest_does(self.current.epoch, GuestDoes::Ended);
+            Event::GuestEnded(end)
+        })
+    }
+
+    async fn on_engine(&mut self, call: Result<HelperCall, CaptureError>) -> Option<Event> {
+        let call = match call {
+            Ok(call) => call,
+            Err(error) => {
+                self.engine_owed = true;
+                return Some(Event::EngineFailed(error.to_string()));
+            }
+        };
+        match call {
+            HelperCall::Suspend => {
+                self.engine_owed = true;
+                Some(Event::EngineSuspend)
+            }
+            HelperCall::Postcopy => {
+                self.engine_owed = true;
+                self.current.copied = Some(Instant::now());
+                Some(Event::EngineCopied)
+            }
+            HelperCall::Checkpoint => {
+                self.engine_owed = true;
+                Some(Event::EngineWaiting)
+            }
+            HelperCall::SwitchQemuLogdirty { enable } => {
+                let value = self.switch_model_log_dirty(enable).await;
+                self.answer_engine(value).await
+            }
+            HelperCall::Progress { .. } => None,
+            HelperCall::Log { level, text } => {
+                tracing::debug!(domain = self.parts.domain.name, level, "libxl-save-helper: {text}");
+                None
+            }
+            HelperCall::Complete { retval, errno } => {
+                let _ = self.answer_engine(0).await;
+                Some(Event::EngineFailed(format!(
+                    "libxl-save-helper ended by itself (result {retval}, errno {errno}); its words are in the log"
+                )))
+            }
+            HelperCall::Exited(status) => {
+                self.engine_owed = true;
+                Some(Event::EngineFailed(format!("libxl-save-helper died: {status}")))
+            }
+        }
+    }
+
+    /// Answers the engine's call; a broken pipe is the engine's death.
+    pub(super) async fn answer_engine(&mut self, value: i32) -> Option<Event> {
+        let engine = self.engine.as_mut()?;
+        match engine.reply(value).await {
+            Ok(()) => {
+                self.engine_owed = false;
+                None
+            }
+            Err(error) => {
+                self.engine_owed = true;
+                Some(Event::EngineFailed(error.to_string()))
+            }
+        }
+    }
+
+    pub(super) async fn switch_model_log_dirty(&mut self, enable: bool) -> i32 {
+        let Some(model) = &mut self.parts.model else { return 0 };
+        match model.log_dirty(enable).await {
+            Ok(()) => 0,
+            Err(error) => {
+                tracing::error!(domain = self.parts.domain.name, "{error}");
+                -1
+            }
+        }
+    }
+}
+
+async fn suspend_done(
+    task: &mut Option<(super::SuspendTask, tokio_util::sync::CancellationToken)>,
+) -> (Suspender, Result<Option<Suspended>, SuspendError>) {
+    match task {
+        Some((task, _)) => match task.await {
+            Ok(done) => done,
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        },
+        None => std::future::pending().await,
+    }
+}
+
+async fn watch_domain(suspender: &mut Option<Suspender>) -> Result<(), SuspendError> {
+    match suspender {
+        Some(suspender) => suspender.event().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn next_call(engine: &mut Option<crate::capture::SaveHelper>) -> Result<HelperCall, CaptureError> {
+    match engine {
+        Some(engine) => engine.next_call().await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,143 @@
+//! Moves captured items to the peer while the guest runs.
+
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, watch};
+
+use super::peer::{EpochEnd, Outlet, PeerLost};
+use crate::capture::ItemReceiver;
+use crate::ids::Epoch;
+use crate::stream::digest::Digester;
+use crate::stream::{CaptureItem, Record};
+
+/// What the driver tells the pump, in this order for each epoch.
+#[derive(Debug)]
+pub enum PumpOrder {
+    /// An epoch's items follow.
+    Begin {
+        /// Which.
+        epoch: Epoch,
+        /// Whether it is armed.
+        armed: bool,
+    },
+    /// The guest runs again; these records (the device model's) complete the epoch.
+    Finish(Vec<Record>),
+}
+
+/// What the pump tells the driver.
+#[derive(Debug, PartialEq, Eq)]
+pub enum PumpEvent {
+    /// All of the epoch is handed to the transport.
+    Sent {
+        /// Which.
+        epoch: Epoch,
+        /// What it cost.
+        cost: EpochCost,
+    },
+    /// The peer is lost.
+    PeerLost(String),
+    /// The capture broke.
+    CaptureFailed(String),
+}
+
+/// What one epoch cost the pump.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EpochCost {
+    /// Page entries.
+    pub pages: u64,
+    /// Bytes handed to the transport.
+    pub bytes: u64,
+    /// Time spent on digests.
+    pub encode: Duration,
+    /// From the order to finish until all was handed over.
+    pub finish: Duration,
+}
+
+/// Pages and bytes sent so far, for progress.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sent {
+    /// Page entries.
+    pub pages: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// The pump: owns the receiving end of the capture and the data path to the peer.
+pub struct Pump {
+    /// Where items come from.
+    pub items: ItemReceiver,
+    /// Where they go.
+    pub outlet: Box<dyn Outlet>,
+    /// What to do.
+    pub orders: mpsc::Receiver<PumpOrder>,
+    /// What was done.
+    pub events: mpsc::UnboundedSender<PumpEvent>,
+    /// How far it is.
+    pub sent: watch::Sender<Sent>,
+}
+
+impl Pump {
+    /// Runs until the driver drops its end of `orders`, or the capture or the peer fails. After a failure it goes on taking items
+    /// and throws them away: the engine, and with it the guest, must never wait for a peer that is gone (R6).
+    pub async fn run(mut self) {
+        while let Some(order) = self.orders.recv().await {
+            let PumpOrder::Begin { epoch, armed } = order else { continue };
+            match self.epoch(epoch, armed).await {
+                Ok(Some(cost)) => {
+                    let _ = self.events.send(PumpEvent::Sent { epoch, cost });
+                }
+                Ok(None) => return,
+                Err(failure) => {
+                    let _ = self.events.send(failure);
+                    break;
+                }
+            }
+        }
+        while let Ok(Some(_)) = self.items.recv().await {}
+    }
+
+    async fn epoch(&mut self, epoch: Epoch, armed: bool) -> Result<Option<EpochCost>, PumpEvent> {
+        let mut cost = EpochCost::default();
+        let mut digester = Digester::new();
+        let mut records = 0;
+        let lost = |PeerLost(text)| PumpEvent::PeerLost(text);
+        self.outlet.begin(epoch, armed).await.map_err(lost)?;
+        loop {
+            match self.items.recv().await {
+                Ok(Some(CaptureItem::Preamble(bytes))) => self.outlet.preamble(bytes).await.map_err(lost)?,
+                Ok(Some(CaptureItem::Pages(batch))) => {
+                    let start = Instant::now();
+                    digester.pages(&batch);
+                    cost.encode += start.elapsed();
+                    cost.pages += batch.entries.len() as u64;
+                    let pages = batch.entries.len() as u64;
+                    let bytes = self.outlet.pages(epoch, batch).await.map_err(lost)?;
+                    cost.bytes += bytes;
+                    self.sent.send_modify(|sent| {
+                        sent.pages += pages;
+                        sent.bytes += bytes;
+                    });
+                }
+                Ok(Some(CaptureItem::State(record))) => {
+                    digester.record(&record);
+                    records += 1;
+                    cost.bytes += self.outlet.record(epoch, record).await.map_err(lost)?;
+                }
+                Ok(Some(CaptureItem::EndOfEpoch)) => break,
+                Ok(None) => return Ok(None),
+                Err(error) => return Err(PumpEvent::CaptureFailed(error.to_string())),
+            }
+        }
+        let Some(PumpOrder::Finish(extra)) = self.orders.recv().await else { return Ok(None) };
+        let start = Instant::now();
+        for record in extra {
+            digester.record(&record);
+            records += 1;
+            cost.bytes += self.outlet.record(epoch, record).await.map_err(lost)?;
+        }
+        let end = EpochEnd { epoch, armed, digest: digester.finish(), pages: cost.pages, records };
+        self.outlet.end(end).await.map_err(lost)?;
+        cost.finish = start.elapsed();
+        Ok(Some(cost))
+    }
+}
