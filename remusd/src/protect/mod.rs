@@ -4,7 +4,7 @@
 //! `fate` is what becomes of a guest that has ended.
 
 pub mod domain;
-pub mod driver;
+// pub mod driver;
 pub mod fate;
 pub mod machine;
 pub mod model;
