@@ -4,10 +4,12 @@
 //! `xen` (the only unsafe code), `ops` and `api` (what people see). docs/architecture.md has the picture.
 
 pub mod api;
-pub mod cli;
+pub mod backup;
 pub mod capture;
+pub mod cli;
 pub mod hvm;
 pub mod ids;
+pub mod link;
 pub mod ops;
 pub mod protect;
 pub mod state;

@@ -1,0 +1,575 @@
+//! The vocabulary of the link. Layouts are in `payload`, the specification in docs/protocol.md.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    ids::{DomId, Epoch, Generation, ProtectionId},
+    stream::{Layer, PageBatch, digest::EpochDigest},
+};
+
+/// Oldest protocol version that this build speaks.
+pub const VERSION_MIN: u16 = 1;
+/// Newest protocol version that this build speaks.
+pub const VERSION_MAX: u16 = 1;
+/// Version under which `HELLO`, `WELCOME`, `REFUSE` and `ERROR` of a handshake are framed, whatever is agreed later.
+pub const VERSION_HANDSHAKE: u16 = 1;
+
+/// Senders cut pages and state so that a frame stays below this, in bytes; a control frame waits for at most one such frame.
+pub const CHUNK: usize = 256 * 1024;
+/// Most pages in one `PAGES` frame, as in one libxc `PAGE_DATA` record; bounds what zero pages can decode to (4 MiB).
+pub const MAX_PAGES_PER_FRAME: usize = 1024;
+/// Longest state record in bytes (libxc `REC_LENGTH_MAX`).
+pub const MAX_RECORD: usize = 128 * 1024 * 1024;
+
+/// What a frame is, as numbered on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u16)]
+#[allow(missing_docs)] // The names are the specification's.
+pub enum FrameType {
+    Hello = 0x01,
+    Welcome = 0x02,
+    Refuse = 0x03,
+    QueryResult = 0x04,
+    Config = 0x10,
+    Preamble = 0x11,
+    EpochBegin = 0x12,
+    Pages = 0x13,
+    State = 0x14,
+    EpochEnd = 0x15,
+    Ack = 0x16,
+    Heartbeat = 0x20,
+    Stop = 0x30,
+    Stopped = 0x31,
+    BackupLost = 0x32,
+    Superseded = 0x33,
+    Error = 0x3f,
+}
+
+impl FrameType {
+    /// All types, for tables and tests.
+    pub const ALL: [Self; 17] = [
+        Self::Hello,
+        Self::Welcome,
+        Self::Refuse,
+        Self::QueryResult,
+        Self::Config,
+        Self::Preamble,
+        Self::EpochBegin,
+        Self::Pages,
+        Self::State,
+        Self::EpochEnd,
+        Self::Ack,
+        Self::Heartbeat,
+        Self::Stop,
+        Self::Stopped,
+        Self::BackupLost,
+        Self::Superseded,
+        Self::Error,
+    ];
+
+    /// The type numbered `code`, if there is one. 0x34 is reserved for `HANDOVER`.
+    #[must_use]
+    pub fn from_code(code: u16) -> Option<Self> {
+        Self::ALL.into_iter().find(|t| *t as u16 == code)
+    }
+
+    /// The specification's name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Hello => "HELLO",
+            Self::Welcome => "WELCOME",
+            Self::Refuse => "REFUSE",
+            Self::QueryResult => "QUERY_RESULT",
+            Self::Config => "CONFIG",
+            Self::Preamble => "PREAMBLE",
+            Self::EpochBegin => "EPOCH_BEGIN",
+            Self::Pages => "PAGES",
+            Self::State => "STATE",
+            Self::EpochEnd => "EPOCH_END",
+            Self::Ack => "ACK",
+            Self::Heartbeat => "HEARTBEAT",
+            Self::Stop => "STOP",
+            Self::Stopped => "STOPPED",
+            Self::BackupLost => "BACKUP_LOST",
+            Self::Superseded => "SUPERSEDED",
+            Self::Error => "ERROR",
+        }
+    }
+
+    /// Longest payload in bytes. A receiver refuses a longer one from its header alone, before it reserves memory.
+    #[must_use]
+    pub fn limit(self) -> usize {
+        match self {
+            Self::Hello | Self::Welcome | Self::Refuse | Self::Error => 16 * 1024,
+            Self::Stop | Self::Stopped | Self::BackupLost | Self::Superseded => 16 * 1024,
+            Self::EpochBegin | Self::EpochEnd | Self::Ack | Self::Heartbeat => 256,
+            Self::QueryResult => 256 * 1024,
+            Self::Config | Self::Preamble | Self::Pages => 1024 * 1024,
+            Self::State => CHUNK,
+        }
+    }
+}
+
+/// One frame of the link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Frame {
+    /// Opens the session; first frame of the connecting side.
+    Hello(Hello),
+    /// Accepts a `HELLO` that wants to protect; the session is open.
+    Welcome(Welcome),
+    /// Declines a `HELLO`; the stream is closed after it.
+    Refuse {
+        /// For programs.
+        code: RefuseCode,
+        /// One sentence that says what to do.
+        text: String,
+    },
+    /// Answers a `HELLO` that asks; the stream is closed after it.
+    QueryResult(Vec<QueryEntry>),
+    /// The domain's configuration as xl's JSON (`libxl_domain_config`), without a trailing NUL. Once, before `PREAMBLE`.
+    Config(Bytes),
+    /// libxc image header, domain header and static records, verbatim. Once, before the first epoch.
+    Preamble(Bytes),
+    /// What follows belongs to this epoch. An epoch that was begun and not ended is discarded by the next `EPOCH_BEGIN`.
+    EpochBegin {
+        /// Greater than every ended epoch.
+        epoch: Epoch,
+        /// Whether the sender means to arm it. `EPOCH_END` decides.
+        armed: bool,
+    },
+    /// Pages of the open epoch.
+    Pages {
+        /// The open epoch.
+        epoch: Epoch,
+        /// At most [`MAX_PAGES_PER_FRAME`] pages.
+        batch: PageBatch,
+    },
+    /// A part of a state record of the open epoch.
+    State(StatePart),
+    /// The epoch is complete on the sender's side.
+    EpochEnd(EpochEnd),
+    /// The backup holds all of this epoch and of those before it: the point of no return.
+    Ack {
+        /// The newest complete epoch.
+        epoch: Epoch,
+        /// Epochs that the receiver has not taken in yet.
+        backlog_epochs: u32,
+        /// Bytes that the receiver has not taken in yet.
+        backlog_bytes: u64,
+    },
+    /// Sign of life with what it is a sign of (hazard F22).
+    Heartbeat(Heartbeat),
+    /// Ends the protection on purpose: the backup destroys its copy and answers `STOPPED`.
+    Stop {
+        /// Why.
+        reason: StopReason,
+    },
+    /// No copy is left on the backup.
+    Stopped,
+    /// The backup cannot protect any longer and says why.
+    BackupLost {
+        /// For programs.
+        reason: LostReason,
+        /// One sentence.
+        text: String,
+    },
+    /// The backup's copy has been activated: the primary's copy stays sealed and stops.
+    Superseded {
+        /// Who activated it and when.
+        text: String,
+    },
+    /// The sender gives up this session.
+    Error {
+        /// For programs.
+        code: ErrorCode,
+        /// One sentence.
+        text: String,
+    },
+}
+
+impl Frame {
+    /// The frame's type.
+    #[must_use]
+    pub fn frame_type(&self) -> FrameType {
+        match self {
+            Self::Hello(_) => FrameType::Hello,
+            Self::Welcome(_) => FrameType::Welcome,
+            Self::Refuse { .. } => FrameType::Refuse,
+            Self::QueryResult(_) => FrameType::QueryResult,
+            Self::Config(_) => FrameType::Config,
+            Self::Preamble(_) => FrameType::Preamble,
+            Self::EpochBegin { .. } => FrameType::EpochBegin,
+            Self::Pages { .. } => FrameType::Pages,
+            Self::State(_) => FrameType::State,
+            Self::EpochEnd(_) => FrameType::EpochEnd,
+            Self::Ack { .. } => FrameType::Ack,
+            Self::Heartbeat(_) => FrameType::Heartbeat,
+            Self::Stop { .. } => FrameType::Stop,
+            Self::Stopped => FrameType::Stopped,
+            Self::BackupLost { .. } => FrameType::BackupLost,
+            Self::Superseded { .. } => FrameType::Superseded,
+            Self::Error { .. } => FrameType::Error,
+        }
+    }
+
+    /// The specification's name of the frame.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.frame_type().name()
+    }
+}
+
+/// Inclusive range of protocol versions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VersionRange {
+    /// Oldest.
+    pub min: u16,
+    /// Newest.
+    pub max: u16,
+}
+
+impl VersionRange {
+    /// What this build speaks.
+    pub const OURS: Self = Self {
+        min: VERSION_MIN,
+        max: VERSION_MAX,
+    };
+
+    /// The newest version that both ranges hold.
+    #[must_use]
+    pub fn common(self, other: Self) -> Option<u16> {
+        let newest = self.max.min(other.max);
+        (newest >= self.min && newest >= other.min).then_some(newest)
+    }
+}
+
+/// First frame of the connecting side.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// Versions that the sender speaks.
+    pub versions: VersionRange,
+    /// Optional abilities, one bit each; unknown bits are ignored. None is defined yet.
+    pub capabilities: u64,
+    /// The sender's software and its version, for messages.
+    pub software: String,
+    /// The sender's host name, for messages.
+    pub host: String,
+    /// What the session is for.
+    pub purpose: Purpose,
+}
+
+/// What a session is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Protect a domain.
+    Protect(ProtectOffer),
+    /// Ask about one protection, or about all.
+    Query {
+        /// Which one; `None` is all.
+        protection: Option<ProtectionId>,
+    },
+}
+
+/// What the primary wants protected, and what both sides agree on by accepting it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProtectOffer {
+    /// The domain's Xen UUID.
+    pub protection: ProtectionId,
+    /// The domain's name.
+    pub domain: String,
+    /// The domain's maximum memory in KiB, video memory included.
+    pub max_memory_kib: u64,
+    /// Number of virtual CPUs.
+    pub vcpus: u32,
+    /// How the guest is virtualised.
+    pub guest_type: GuestType,
+    /// What the backup does by itself when it loses the primary.
+    pub on_primary_loss: OnPrimaryLoss,
+    /// Silence in milliseconds after which either side suspects the other, 100 ms and up.
+    pub detection_ms: u32,
+}
+
+/// How the guest is virtualised. PV is not listed: it cannot be protected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GuestType {
+    /// Hardware virtualisation without emulated devices.
+    Pvh,
+    /// Hardware virtualisation with a device model.
+    Hvm,
+}
+
+/// What the backup does by itself when it loses the primary (DESIGN section 3, "Without a witness").
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum OnPrimaryLoss {
+    /// Waits for an operator who asserts that the primary is off.
+    #[default]
+    Wait,
+    /// Activates its copy. Two live copies are possible: the primary goes on too when only the link is lost.
+    Activate,
+}
+
+/// Accepts a `HELLO`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Welcome {
+    /// The version that every later frame has.
+    pub version: u16,
+    /// The abilities that both sides have.
+    pub capabilities: u64,
+    /// The sender's software and its version.
+    pub software: String,
+    /// The sender's host name.
+    pub host: String,
+    /// The sender's wall clock, milliseconds since 1970 (hazard F25d).
+    pub wall_clock_ms: u64,
+}
+
+/// Why a `HELLO` was declined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[repr(u16)]
+#[serde(rename_all = "kebab-case")]
+pub enum RefuseCode {
+    /// No common protocol version.
+    Version = 1,
+    /// The domain's name or UUID is in use on the backup.
+    InUse = 2,
+    /// The backup has too little free memory.
+    Memory = 3,
+    /// The offered generation is not newer than one that the backup knows.
+    Generation = 4,
+    /// The backup could not start its receiver.
+    Receiver = 5,
+    /// The backup could not read its host's state or write its own.
+    Host = 6,
+    /// The offer itself makes no sense.
+    Offer = 7,
+    /// The backup is shutting down.
+    ShuttingDown = 8,
+}
+
+impl RefuseCode {
+    pub(super) const ALL: [Self; 8] = [
+        Self::Version,
+        Self::InUse,
+        Self::Memory,
+        Self::Generation,
+        Self::Receiver,
+        Self::Host,
+        Self::Offer,
+        Self::ShuttingDown,
+    ];
+}
+
+/// What the backup knows about one protection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueryEntry {
+    /// Which protection.
+    pub protection: ProtectionId,
+    /// What the asked host is to it.
+    pub role: Role,
+    /// Newest generation that it has seen.
+    pub generation: Generation,
+    /// Newest epoch that it acknowledged in that generation.
+    pub acked: Option<Epoch>,
+    /// The domain that holds the copy, if there is one.
+    pub domid: Option<DomId>,
+}
+
+/// What a host is to a protection, as seen by its backup side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[repr(u8)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// It never heard of it.
+    None = 0,
+    /// It holds a copy that may not be activated yet.
+    Syncing = 1,
+    /// It holds a copy that may be activated.
+    Armed = 2,
+    /// It is activating its copy.
+    Activating = 3,
+    /// Its copy was activated and runs.
+    Active = 4,
+    /// Its copy was discarded.
+    Discarded = 5,
+}
+
+impl Role {
+    pub(super) const ALL: [Self; 6] = [
+        Self::None,
+        Self::Syncing,
+        Self::Armed,
+        Self::Activating,
+        Self::Active,
+        Self::Discarded,
+    ];
+}
+
+/// A part of a state record. Parts of one record follow each other without another record between them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StatePart {
+    /// The open epoch.
+    pub epoch: Epoch,
+    /// Which stream's numbering `kind` is from.
+    pub layer: Layer,
+    /// The record's type.
+    pub kind: u32,
+    /// The whole record's length in bytes, at most [`MAX_RECORD`].
+    pub total: u32,
+    /// Where in the record this part starts.
+    pub offset: u32,
+    /// This part's bytes. Empty only when the whole record is.
+    pub data: Bytes,
+}
+
+/// Closes an epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EpochEnd {
+    /// Which epoch.
+    pub epoch: Epoch,
+    /// Whether output of this epoch was held from its suspend on, so that it may be activated (DESIGN section 2).
+    pub armed: bool,
+    /// Digest over the decoded contents in order.
+    pub digest: EpochDigest,
+    /// Page entries sent, those without contents included.
+    pub pages: u64,
+    /// Decoded bytes: page contents and record bodies.
+    pub bytes: u64,
+    /// State records sent.
+    pub records: u32,
+}
+
+/// A sign of life, in both directions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heartbeat {
+    /// From the primary: the epoch it is in. From the backup: the newest complete one.
+    pub epoch: Epoch,
+    /// What the guest is doing.
+    pub guest: GuestState,
+    /// Milliseconds since the guest was last resumed; 0 from the backup.
+    pub since_resume_ms: u64,
+    /// The sender's wall clock, milliseconds since 1970.
+    pub wall_clock_ms: u64,
+    /// The sender's own timer was late by more than one interval: it was starved or frozen.
+    pub late: bool,
+}
+
+/// What the guest is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[repr(u8)]
+#[serde(rename_all = "lowercase")]
+pub enum GuestState {
+    /// Not known, or not this side's guest.
+    #[default]
+    Unknown = 0,
+    /// Running.
+    Running = 1,
+    /// Asked to suspend or suspended for a checkpoint.
+    Suspended = 2,
+    /// Paused by the toolstack.
+    Paused = 3,
+    /// Shut down.
+    Shutdown = 4,
+    /// Crashed.
+    Crashed = 5,
+}
+
+impl GuestState {
+    pub(super) const ALL: [Self; 6] = [
+        Self::Unknown,
+        Self::Running,
+        Self::Suspended,
+        Self::Paused,
+        Self::Shutdown,
+        Self::Crashed,
+    ];
+}
+
+/// Why a protection is ended on purpose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[repr(u16)]
+#[serde(rename_all = "kebab-case")]
+pub enum StopReason {
+    /// An operator or program unprotected the domain.
+    Planned = 1,
+    /// The guest powered off.
+    Poweroff = 2,
+    /// The guest rebooted.
+    Reboot = 3,
+    /// The guest crashed.
+    Crash = 4,
+    /// The domain was destroyed by somebody else.
+    Destroyed = 5,
+    /// The primary's remusd shuts down.
+    Shutdown = 6,
+    /// The primary gave up after an error of its own.
+    Failed = 7,
+}
+
+impl StopReason {
+    pub(super) const ALL: [Self; 7] = [
+        Self::Planned,
+        Self::Poweroff,
+        Self::Reboot,
+        Self::Crash,
+        Self::Destroyed,
+        Self::Shutdown,
+        Self::Failed,
+    ];
+}
+
+/// Why the backup cannot protect any longer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[repr(u16)]
+#[serde(rename_all = "kebab-case")]
+pub enum LostReason {
+    /// The receiver or the incoming domain is gone.
+    Receiver = 1,
+    /// An epoch did not match its digest or its counts.
+    Digest = 2,
+    /// An epoch was larger than the backup may stage.
+    Memory = 3,
+    /// Frames came in an order that the protocol forbids.
+    Protocol = 4,
+    /// An operator discarded the copy.
+    Discarded = 5,
+    /// The backup's remusd shuts down.
+    Shutdown = 6,
+    /// The backup has begun to activate its copy.
+    Claimed = 7,
+    /// Something else on the backup failed.
+    Host = 8,
+}
+
+impl LostReason {
+    pub(super) const ALL: [Self; 8] = [
+        Self::Receiver,
+        Self::Digest,
+        Self::Memory,
+        Self::Protocol,
+        Self::Discarded,
+        Self::Shutdown,
+        Self::Claimed,
+        Self::Host,
+    ];
+}
+
+/// Why a session was given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[repr(u16)]
+#[serde(rename_all = "kebab-case")]
+pub enum ErrorCode {
+    /// The peer's bytes were not valid frames.
+    Frame = 1,
+    /// A valid frame in a state that has no place for it.
+    Unexpected = 2,
+    /// Something on the sender's host failed.
+    Internal = 3,
+}
+
+impl ErrorCode {
+    pub(super) const ALL: [Self; 3] = [Self::Frame, Self::Unexpected, Self::Internal];
+}
