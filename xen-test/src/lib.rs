@@ -4,6 +4,7 @@
 //! Start at [`pair::Pair`] to write a scenario.
 
 pub mod cli;
+pub mod client;
 pub mod host;
 pub mod image;
 pub mod net;
