@@ -38,18 +38,10 @@ fn start() -> Result<(), BootError> {
     boot::install_shutdown_helpers()?;
     boot::load_modules()?;
     let net = boot::network(DEVICE_WAIT)?;
-    let servers =
-        Servers::start(Ports::default(), boot::end).map_err(|source| BootError::File {
-            path: "servers".into(),
-            source,
-        })?;
+    let servers = Servers::start(Ports::default(), boot::end)
+        .map_err(|source| BootError::File { path: "servers".into(), source })?;
     match net {
-        Some(net) => println!(
-            "guest: ready at {} and {}, {:?}",
-            net.ip.0,
-            net.ip6.0,
-            servers.ports()
-        ),
+        Some(net) => println!("guest: ready at {} and {}, {:?}", net.ip.0, net.ip6.0, servers.ports()),
         None => println!("guest: ready, without network: no guest.ip= on the kernel command line"),
     }
     Ok(())

@@ -50,11 +50,7 @@ impl Region {
         }?;
         // SAFETY: start and length are those of the mapping made above.
         let locked = unsafe { mlock(start, bytes.get()) }.is_ok();
-        Ok(Self {
-            start,
-            bytes,
-            locked,
-        })
+        Ok(Self { start, bytes, locked })
     }
 
     /// Whether the kernel locked it in memory.
@@ -87,12 +83,7 @@ impl Drop for Region {
 
 /// Brings an interface up.
 pub(crate) fn link_up(name: &str) -> io::Result<()> {
-    let s = socket(
-        AddressFamily::Inet,
-        SockType::Datagram,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    )?;
+    let s = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     let mut req = ifreq(name)?;
     ioctl(s.as_raw_fd(), libc::SIOCGIFFLAGS, &mut req)?;
     // SAFETY: SIOCGIFFLAGS filled in the flags member of the union.
@@ -103,38 +94,23 @@ pub(crate) fn link_up(name: &str) -> io::Result<()> {
 
 /// Sets the hardware address of an interface that is down.
 pub(crate) fn set_mac(name: &str, mac: [u8; 6]) -> io::Result<()> {
-    let s = socket(
-        AddressFamily::Inet,
-        SockType::Datagram,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    )?;
+    let s = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     let mut req = ifreq(name)?;
     let mut data = [0; 14];
     for (to, from) in data.iter_mut().zip(mac) {
         *to = from.cast_signed();
     }
-    req.ifr_ifru.ifru_hwaddr = libc::sockaddr {
-        sa_family: libc::ARPHRD_ETHER,
-        sa_data: data,
-    };
+    req.ifr_ifru.ifru_hwaddr = libc::sockaddr { sa_family: libc::ARPHRD_ETHER, sa_data: data };
     ioctl(s.as_raw_fd(), libc::SIOCSIFHWADDR, &mut req)
 }
 
 /// Gives an interface its IPv4 address and prefix length.
 pub(crate) fn set_ip4(name: &str, ip: Ipv4Addr, prefix: u8) -> io::Result<()> {
-    let s = socket(
-        AddressFamily::Inet,
-        SockType::Datagram,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    )?;
+    let s = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     let mut req = ifreq(name)?;
     req.ifr_ifru.ifru_addr = sockaddr4(ip);
     ioctl(s.as_raw_fd(), libc::SIOCSIFADDR, &mut req)?;
-    let mask = u32::MAX
-        .checked_shl(32 - u32::from(prefix.min(32)))
-        .unwrap_or(0);
+    let mask = u32::MAX.checked_shl(32 - u32::from(prefix.min(32))).unwrap_or(0);
     req.ifr_ifru.ifru_netmask = sockaddr4(Ipv4Addr::from(mask));
     ioctl(s.as_raw_fd(), libc::SIOCSIFNETMASK, &mut req)
 }
@@ -148,31 +124,18 @@ pub(crate) fn add_ip6(name: &str, ip: Ipv6Addr, prefix: u8) -> io::Result<()> {
         prefix: u32,
         ifindex: libc::c_int,
     }
-    let s = socket(
-        AddressFamily::Inet6,
-        SockType::Datagram,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    )?;
+    let s = socket(AddressFamily::Inet6, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     let mut req = In6Ifreq {
-        addr: libc::in6_addr {
-            s6_addr: ip.octets(),
-        },
+        addr: libc::in6_addr { s6_addr: ip.octets() },
         prefix: u32::from(prefix),
-        ifindex: libc::c_int::try_from(nix::net::if_::if_nametoindex(name)?)
-            .map_err(io::Error::other)?,
+        ifindex: libc::c_int::try_from(nix::net::if_::if_nametoindex(name)?).map_err(io::Error::other)?,
     };
     ioctl(s.as_raw_fd(), libc::SIOCSIFADDR, &mut req)
 }
 
 /// Adds the IPv4 default route.
 pub(crate) fn default_route4(gateway: Ipv4Addr) -> io::Result<()> {
-    let s = socket(
-        AddressFamily::Inet,
-        SockType::Datagram,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    )?;
+    let s = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     // SAFETY: rtentry is plain C data (integers and nullable pointers), for
     // which all zeroes is a valid value.
     let mut route: libc::rtentry = unsafe { std::mem::zeroed() };
@@ -202,10 +165,7 @@ fn sockaddr4(ip: Ipv4Addr) -> libc::sockaddr {
     for (to, from) in data[2..6].iter_mut().zip(ip.octets()) {
         *to = from.cast_signed();
     }
-    libc::sockaddr {
-        sa_family: libc::AF_INET as libc::sa_family_t,
-        sa_data: data,
-    }
+    libc::sockaddr { sa_family: libc::AF_INET as libc::sa_family_t, sa_data: data }
 }
 
 /// `T` must be the structure that `request` takes.

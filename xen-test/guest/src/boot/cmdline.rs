@@ -38,17 +38,10 @@ impl NetConfig {
         let (mut ip, mut ip6, mut mac, mut gateway) = (None, None, None, None);
         let mut interface = "eth0".to_owned();
         for word in text.split_ascii_whitespace() {
-            let Some((key, value)) = word
-                .split_once('=')
-                .filter(|(k, _)| k.starts_with("guest."))
-            else {
+            let Some((key, value)) = word.split_once('=').filter(|(k, _)| k.starts_with("guest.")) else {
                 continue;
             };
-            let bad = |expected| CmdlineError {
-                key: key.into(),
-                value: value.into(),
-                expected,
-            };
+            let bad = |expected| CmdlineError { key: key.into(), value: value.into(), expected };
             match key {
                 "guest.ip" => ip = Some(with_prefix(value, 32).ok_or_else(|| bad("A.B.C.D/LEN"))?),
                 "guest.ip6" => {
@@ -74,19 +67,14 @@ impl NetConfig {
 
 fn with_prefix<T: FromStr>(text: &str, longest: u8) -> Option<(T, u8)> {
     let (ip, prefix) = text.split_once('/')?;
-    Some((
-        ip.parse().ok()?,
-        prefix.parse().ok().filter(|p| *p <= longest)?,
-    ))
+    Some((ip.parse().ok()?, prefix.parse().ok().filter(|p| *p <= longest)?))
 }
 
 fn parse_mac(text: &str) -> Option<[u8; 6]> {
     let mut mac = [0; 6];
     let mut parts = text.split(':');
     for byte in &mut mac {
-        let part = parts
-            .next()
-            .filter(|p| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit()))?;
+        let part = parts.next().filter(|p| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit()))?;
         *byte = u8::from_str_radix(part, 16).ok()?;
     }
     parts.next().is_none().then_some(mac)
@@ -114,14 +102,9 @@ mod tests {
     #[test]
     fn the_rest_is_optional() {
         assert_eq!(NetConfig::from_cmdline("quiet guest.if=eth1"), Ok(None));
-        let c = NetConfig::from_cmdline("guest.ip=10.9.0.5/24")
-            .expect("valid")
-            .expect("an address");
+        let c = NetConfig::from_cmdline("guest.ip=10.9.0.5/24").expect("valid").expect("an address");
         assert_eq!((c.mac, c.gateway), (None, None));
-        assert_eq!(
-            c.ip6,
-            ("fd52:656d:7573::a09:5".parse().expect("an address"), 64)
-        );
+        assert_eq!(c.ip6, ("fd52:656d:7573::a09:5".parse().expect("an address"), 64));
     }
 
     #[test]

@@ -90,10 +90,7 @@ pub fn install_shutdown_helpers() -> Result<(), BootError> {
     for name in ["/sbin/poweroff", "/sbin/reboot"] {
         match symlink("/init", name) {
             Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(BootError::File {
-                    path: name.into(),
-                    source,
-                });
+                return Err(BootError::File { path: name.into(), source });
             }
             _ => {}
         }
@@ -112,17 +109,11 @@ pub fn load_modules() -> Result<(), BootError> {
     };
     for name in order.split_ascii_whitespace() {
         let path = dir.join(name);
-        let file = File::open(&path).map_err(|source| BootError::File {
-            path: path.display().to_string(),
-            source,
-        })?;
+        let file = File::open(&path).map_err(|source| BootError::File { path: path.display().to_string(), source })?;
         match finit_module(&file, c"", ModuleInitFlags::empty()) {
             Ok(()) | Err(nix::Error::EEXIST) => {}
             Err(source) => {
-                return Err(BootError::Module {
-                    name: name.into(),
-                    source,
-                });
+                return Err(BootError::Module { name: name.into(), source });
             }
         }
     }
@@ -136,10 +127,7 @@ pub fn load_modules() -> Result<(), BootError> {
 /// A wrong command line, no interface, or the kernel refused an address.
 pub fn network(timeout: std::time::Duration) -> Result<Option<NetConfig>, BootError> {
     let path = "/proc/cmdline";
-    let text = fs::read_to_string(path).map_err(|source| BootError::File {
-        path: path.into(),
-        source,
-    })?;
+    let text = fs::read_to_string(path).map_err(|source| BootError::File { path: path.into(), source })?;
     let Some(config) = NetConfig::from_cmdline(&text)? else {
         return Ok(None);
     };

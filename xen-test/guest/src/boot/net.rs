@@ -8,9 +8,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
-};
+use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket};
 
 use super::{BootError, NetConfig};
 use crate::sys;
@@ -18,13 +16,7 @@ use crate::sys;
 /// Waits for the interface and gives it its addresses.
 pub(super) fn set_up(config: &NetConfig, timeout: Duration) -> Result<(), BootError> {
     let name = config.interface.as_str();
-    let err = |what| {
-        move |source| BootError::Net {
-            name: name.into(),
-            what,
-            source,
-        }
-    };
+    let err = |what| move |source| BootError::Net { name: name.into(), what, source };
     wait_for(name, timeout).map_err(err("waiting for it to appear"))?;
     // The address is ours by order: no detection of duplicates (it delays and
     // needs an answer-free second), no router's ideas.
@@ -47,16 +39,8 @@ pub(super) fn set_up(config: &NetConfig, timeout: Duration) -> Result<(), BootEr
 
 /// Waits for a link by the kernel's own announcements.
 fn wait_for(name: &str, timeout: Duration) -> io::Result<()> {
-    let links = socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        SockProtocol::NetlinkRoute,
-    )?;
-    bind(
-        links.as_raw_fd(),
-        &NetlinkAddr::new(0, libc::RTMGRP_LINK as u32),
-    )?;
+    let links = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
+    bind(links.as_raw_fd(), &NetlinkAddr::new(0, libc::RTMGRP_LINK as u32))?;
     let deadline = Instant::now() + timeout;
     let mut buffer = vec![0; 16 * 1024];
     // Bound first, looked up second: an announcement in between is not lost.
@@ -66,8 +50,7 @@ fn wait_for(name: &str, timeout: Duration) -> io::Result<()> {
             return Err(Errno::ETIMEDOUT.into());
         }
         let mut fds = [PollFd::new(links.as_fd(), PollFlags::POLLIN)];
-        let wait =
-            PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+        let wait = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
         match poll(&mut fds, wait) {
             Ok(0) | Err(Errno::EINTR) => continue,
             Ok(_) => {}

@@ -59,25 +59,13 @@ impl Memory {
         let bytes = spec.mem_mb << 20;
         let region = Region::new(NonZeroUsize::new(bytes).unwrap_or(NonZeroUsize::MIN))?;
         let shadow = vec![0; bytes / 4096];
-        let mut it = Self {
-            region,
-            spec,
-            shadow,
-            base: 0,
-            seed,
-            cursor: 0,
-            written: 0,
-            missed: 0,
-        };
+        let mut it = Self { region, spec, shadow, base: 0, seed, cursor: 0, written: 0, missed: 0 };
         it.fill();
         Ok(it)
     }
 
     fn len(&self) -> usize {
-        self.spec
-            .bytes_per_page
-            .div_ceil(8)
-            .clamp(pattern::HEADER + 1, WORDS)
+        self.spec.bytes_per_page.div_ceil(8).clamp(pattern::HEADER + 1, WORDS)
     }
 
     /// Writes every word of every page, as a version of its own.
@@ -112,15 +100,7 @@ impl Memory {
     fn check(&self, page: usize) -> Option<BadPage> {
         let words = &self.region.words()[page * WORDS..(page + 1) * WORDS];
         let expected = self.shadow[page];
-        pattern::fault(
-            words,
-            self.seed,
-            page as u64,
-            expected,
-            self.len(),
-            self.base,
-        )
-        .map(|why| BadPage {
+        pattern::fault(words, self.seed, page as u64, expected, self.len(), self.base).map(|why| BadPage {
             page,
             expected,
             found: words[1],
@@ -165,9 +145,7 @@ impl Dirtier {
     pub fn start() -> std::io::Result<Self> {
         let it = Self::default();
         let shared = Arc::clone(&it.shared);
-        thread::Builder::new()
-            .name("dirty".into())
-            .spawn(move || dirty_loop(&shared))?;
+        thread::Builder::new().name("dirty".into()).spawn(move || dirty_loop(&shared))?;
         Ok(it)
     }
 
@@ -188,14 +166,9 @@ impl Dirtier {
             }
             _ => {
                 *memory = None;
-                let available_kb = crate::server::mem_kb()
-                    .available_kb
-                    .saturating_sub(RESERVE_KB);
+                let available_kb = crate::server::mem_kb().available_kb.saturating_sub(RESERVE_KB);
                 if available_kb < (spec.mem_mb as u64) << 10 {
-                    return Err(DirtyError::NoRoom {
-                        wanted_mb: spec.mem_mb,
-                        available_mb: available_kb >> 10,
-                    });
+                    return Err(DirtyError::NoRoom { wanted_mb: spec.mem_mb, available_mb: available_kb >> 10 });
                 }
                 *memory = Some(Memory::new(spec, crate::sys::rdtsc())?);
             }
@@ -214,11 +187,7 @@ impl Dirtier {
     /// # Errors
     /// There is no region yet.
     pub fn verify(&self) -> Result<Verdict, DirtyError> {
-        let mut verdict = Verdict {
-            pages: 0,
-            bad_pages: 0,
-            bad: Vec::new(),
-        };
+        let mut verdict = Verdict { pages: 0, bad_pages: 0, bad: Vec::new() };
         let mut next = 0;
         loop {
             let guard = self.shared.lock();
@@ -241,23 +210,11 @@ impl Dirtier {
     /// Damages one page, for tests of `verify`.
     #[cfg(test)]
     fn damage(&self, f: impl FnOnce(&mut [u64])) {
-        f(self
-            .shared
-            .lock()
-            .as_mut()
-            .expect("a region")
-            .region
-            .words_mut());
+        f(self.shared.lock().as_mut().expect("a region").region.words_mut());
     }
 }
 
-const NOTHING: DirtyInfo = DirtyInfo {
-    spec: None,
-    pages: 0,
-    written: 0,
-    missed: 0,
-    locked: false,
-};
+const NOTHING: DirtyInfo = DirtyInfo { spec: None, pages: 0, written: 0, missed: 0, locked: false };
 
 fn dirty_loop(shared: &Shared) {
     let mut random = crate::sys::rdtsc();
@@ -267,12 +224,7 @@ fn dirty_loop(shared: &Shared) {
         let mut guard = shared.lock();
         let rate = guard.as_ref().map_or(0, |m| m.spec.pages_per_sec);
         let (Some(memory), true) = (guard.as_mut(), rate > 0) else {
-            drop(
-                shared
-                    .changed
-                    .wait(guard)
-                    .unwrap_or_else(PoisonError::into_inner),
-            );
+            drop(shared.changed.wait(guard).unwrap_or_else(PoisonError::into_inner));
             last = Instant::now();
             owed = 0.0;
             continue;
@@ -294,11 +246,7 @@ fn dirty_loop(shared: &Shared) {
             }
         }
         drop(guard);
-        thread::sleep(if owed >= 1.0 {
-            Duration::from_micros(50)
-        } else {
-            TICK
-        });
+        thread::sleep(if owed >= 1.0 { Duration::from_micros(50) } else { TICK });
     }
 }
 
@@ -307,22 +255,13 @@ mod tests {
     use super::*;
 
     fn spec(pages_per_sec: u64, bytes_per_page: usize, order: Order) -> DirtySpec {
-        DirtySpec {
-            pages_per_sec,
-            bytes_per_page,
-            order,
-            mem_mb: 2,
-        }
+        DirtySpec { pages_per_sec, bytes_per_page, order, mem_mb: 2 }
     }
 
     fn wait_written(d: &Dirtier, n: u64) {
         let end = Instant::now() + Duration::from_secs(20);
         while d.info().written < n {
-            assert!(
-                Instant::now() < end,
-                "the dirtier stands still: {:?}",
-                d.info()
-            );
+            assert!(Instant::now() < end, "the dirtier stands still: {:?}", d.info());
             thread::sleep(Duration::from_millis(2));
         }
     }
@@ -331,12 +270,7 @@ mod tests {
     fn what_was_written_verifies_while_it_is_written() {
         let d = Dirtier::start().expect("a thread");
         assert!(matches!(d.verify(), Err(DirtyError::NoRegion)));
-        for (bytes, order) in [
-            (64, Order::Seq),
-            (64, Order::Rand),
-            (4096, Order::Rand),
-            (1000, Order::Seq),
-        ] {
+        for (bytes, order) in [(64, Order::Seq), (64, Order::Rand), (4096, Order::Rand), (1000, Order::Seq)] {
             let before = d.info().written;
             let info = d.order(spec(50_000, bytes, order)).expect("2 MiB");
             assert_eq!(info.pages, 512);
@@ -375,10 +309,7 @@ mod tests {
     #[test]
     fn more_memory_than_there_is_is_refused() {
         let d = Dirtier::start().expect("a thread");
-        let huge = DirtySpec {
-            mem_mb: 1 << 20,
-            ..spec(1, 64, Order::Seq)
-        };
+        let huge = DirtySpec { mem_mb: 1 << 20, ..spec(1, 64, Order::Seq) };
         assert!(matches!(d.order(huge), Err(DirtyError::NoRoom { .. })));
     }
 }

@@ -23,8 +23,7 @@ pub(super) fn key(seed: u64, page: u64, version: u64) -> u64 {
 
 /// Payload word `i`. One multiplication: the dirtier must not be bound by it.
 pub(super) fn word(key: u64, i: usize) -> u64 {
-    key.wrapping_add(i as u64)
-        .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    key.wrapping_add(i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 /// Writes the header and the payload up to word `len` of one page.
@@ -43,17 +42,9 @@ pub(super) fn write(words: &mut [u64], seed: u64, page: u64, version: u64, len: 
 
 /// What is wrong with a page that should be at `version` with `len` words
 /// written over a full filling of version `base`; `None` when nothing is.
-pub(super) fn fault(
-    words: &[u64],
-    seed: u64,
-    page: u64,
-    version: u64,
-    len: usize,
-    base: u64,
-) -> Option<String> {
+pub(super) fn fault(words: &[u64], seed: u64, page: u64, version: u64, len: usize, base: u64) -> Option<String> {
     let len_now = if version == base { WORDS } else { len };
-    let [found_page, found_version, found_len, found_sum] =
-        [words[0], words[1], words[2], words[3]];
+    let [found_page, found_version, found_len, found_sum] = [words[0], words[1], words[2], words[3]];
     if found_page != page {
         return Some(format!("holds page {found_page}"));
     }

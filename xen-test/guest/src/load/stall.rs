@@ -63,12 +63,7 @@ impl Run {
             p50_ms: quantile(0.5),
             p99_ms: quantile(0.99),
             max_ms: log.max_ms,
-            stalls: log
-                .stalls
-                .iter()
-                .skip(log.stalls.len().saturating_sub(LISTED))
-                .copied()
-                .collect(),
+            stalls: log.stalls.iter().skip(log.stalls.len().saturating_sub(LISTED)).copied().collect(),
         };
         if reset {
             log.stalls.clear();
@@ -110,9 +105,7 @@ impl StallMeter {
             }),
         });
         let theirs = Arc::clone(&run);
-        thread::Builder::new()
-            .name("stall".into())
-            .spawn(move || watch(&theirs))?;
+        thread::Builder::new().name("stall".into()).spawn(move || watch(&theirs))?;
         let report = run.report(true, false);
         *slot = Some(run);
         Ok(report)
@@ -121,8 +114,7 @@ impl StallMeter {
     /// What was seen so far; `None` if never started.
     pub fn read(&self, reset: bool) -> Option<StallReport> {
         let slot = self.slot();
-        slot.as_ref()
-            .map(|run| run.report(!run.stop.load(Ordering::Relaxed), reset))
+        slot.as_ref().map(|run| run.report(!run.stop.load(Ordering::Relaxed), reset))
     }
 
     /// Stops the loop; what it saw stays readable.
@@ -172,10 +164,7 @@ fn note(run: &Run, gap_ms: Option<f64>) {
     if log.stalls.len() == KEPT {
         log.stalls.pop_front();
     }
-    log.stalls.push_back(Stall {
-        t_ns: monotonic_ns(),
-        ms,
-    });
+    log.stalls.push_back(Stall { t_ns: monotonic_ns(), ms });
 }
 
 /// Frequency of the TSC, the median of five windows of 10 ms: one that a
@@ -207,10 +196,7 @@ mod tests {
         thread::sleep(Duration::from_millis(200));
         let by_tsc = (rdtsc() - c) as f64 / khz as f64;
         let by_clock = t.elapsed().as_secs_f64() * 1000.0;
-        assert!(
-            (by_tsc / by_clock - 1.0).abs() < 0.05,
-            "{by_tsc} ms by TSC, {by_clock} ms by the clock"
-        );
+        assert!((by_tsc / by_clock - 1.0).abs() < 0.05, "{by_tsc} ms by TSC, {by_clock} ms by the clock");
     }
 
     #[test]
@@ -229,11 +215,7 @@ mod tests {
             thread::sleep(Duration::from_millis(20));
         };
         assert_eq!(report.stalls.len() as u64, report.count.min(LISTED as u64));
-        assert!(
-            report.p50_ms >= 0.01
-                && report.p50_ms <= report.p99_ms
-                && report.p99_ms <= report.max_ms
-        );
+        assert!(report.p50_ms >= 0.01 && report.p50_ms <= report.p99_ms && report.p99_ms <= report.max_ms);
         assert!(report.total_ms <= report.watched_ms * 1.01, "{report:?}");
         assert!(meter.read(false).expect("started").count < report.count + 1000);
         let last = meter.stop().expect("started");
@@ -261,15 +243,9 @@ mod tests {
         }
         note(&run, None);
         let r = run.report(false, true);
-        assert_eq!(
-            (r.count, r.backwards, r.p50_ms, r.p99_ms, r.max_ms),
-            (100, 1, 50.0, 99.0, 100.0)
-        );
+        assert_eq!((r.count, r.backwards, r.p50_ms, r.p99_ms, r.max_ms), (100, 1, 50.0, 99.0, 100.0));
         assert_eq!((r.total_ms, r.watched_ms), (5050.0, 1000.0));
         let r = run.report(false, false);
-        assert_eq!(
-            (r.count, r.backwards, r.p50_ms, r.max_ms, r.watched_ms),
-            (0, 0, 0.0, 0.0, 0.0)
-        );
+        assert_eq!((r.count, r.backwards, r.p50_ms, r.max_ms, r.watched_ms), (0, 0, 0.0, 0.0, 0.0));
     }
 }

@@ -102,11 +102,7 @@ impl fmt::Display for Command {
             Self::Hello => f.write_str("hello"),
             Self::Mem => f.write_str("mem"),
             Self::Dirty(d) => {
-                write!(
-                    f,
-                    "dirty {} {} {} {}",
-                    d.pages_per_sec, d.bytes_per_page, d.order, d.mem_mb
-                )
+                write!(f, "dirty {} {} {} {}", d.pages_per_sec, d.bytes_per_page, d.order, d.mem_mb)
             }
             Self::DirtyInfo => f.write_str("dirty"),
             Self::Verify => f.write_str("verify"),
@@ -117,14 +113,7 @@ impl fmt::Display for Command {
             Self::WorkStart => f.write_str("work start"),
             Self::WorkRead => f.write_str("work read"),
             Self::WorkStop => f.write_str("work stop"),
-            Self::Beacon(b) => write!(
-                f,
-                "beacon {} {} {} {}",
-                b.to.ip(),
-                b.to.port(),
-                b.hz,
-                b.payload
-            ),
+            Self::Beacon(b) => write!(f, "beacon {} {} {} {}", b.to.ip(), b.to.port(), b.hz, b.payload),
             Self::BeaconStop => f.write_str("beacon stop"),
             Self::Poweroff => f.write_str("poweroff"),
             Self::Reboot => f.write_str("reboot"),
@@ -143,9 +132,9 @@ impl FromStr for Command {
             ["hello"] => Self::Hello,
             ["mem"] => Self::Mem,
             ["dirty"] => Self::DirtyInfo,
-            ["dirty", rest @ ..] => Self::Dirty(dirty_spec(rest).ok_or_else(|| {
-                bad("dirty PAGES_PER_SEC BYTES_PER_PAGE(64..=4096) seq|rand MEM_MB")
-            })?),
+            ["dirty", rest @ ..] => Self::Dirty(
+                dirty_spec(rest).ok_or_else(|| bad("dirty PAGES_PER_SEC BYTES_PER_PAGE(64..=4096) seq|rand MEM_MB"))?,
+            ),
             ["verify"] => Self::Verify,
             ["stall", "start", ms] => {
                 let threshold_ms: f64 = ms
@@ -162,16 +151,14 @@ impl FromStr for Command {
             ["work", "read"] => Self::WorkRead,
             ["work", "stop"] => Self::WorkStop,
             ["beacon", "stop"] => Self::BeaconStop,
-            ["beacon", rest @ ..] => Self::Beacon(
-                beacon_spec(rest).ok_or_else(|| bad("beacon IP PORT HZ [BYTES] or beacon stop"))?,
-            ),
+            ["beacon", rest @ ..] => {
+                Self::Beacon(beacon_spec(rest).ok_or_else(|| bad("beacon IP PORT HZ [BYTES] or beacon stop"))?)
+            }
             ["poweroff"] => Self::Poweroff,
             ["reboot"] => Self::Reboot,
             ["crash"] => Self::Crash,
             _ => {
-                return Err(bad(
-                    "hello, mem, dirty, verify, stall, work, beacon, poweroff, reboot or crash",
-                ));
+                return Err(bad("hello, mem, dirty, verify, stall, work, beacon, poweroff, reboot or crash"));
             }
         })
     }
@@ -201,10 +188,7 @@ fn beacon_spec(words: &[&str]) -> Option<BeaconSpec> {
     };
     Some(BeaconSpec {
         to: SocketAddr::new(ip.parse().ok()?, port.parse().ok()?),
-        hz: hz
-            .parse()
-            .ok()
-            .filter(|hz| (0.0..=100_000.0).contains(hz))?,
+        hz: hz.parse().ok().filter(|hz| (0.0..=100_000.0).contains(hz))?,
         payload: Some(payload).filter(|p| *p <= MAX_PAYLOAD)?,
     })
 }
@@ -340,12 +324,7 @@ mod tests {
 
     #[test]
     fn commands_read_back_as_written() {
-        let spec = DirtySpec {
-            pages_per_sec: 1000,
-            bytes_per_page: 128,
-            order: Order::Rand,
-            mem_mb: 32,
-        };
+        let spec = DirtySpec { pages_per_sec: 1000, bytes_per_page: 128, order: Order::Rand, mem_mb: 32 };
         let to = "[fd00::1]:9".parse().expect("an address");
         for c in [
             Command::Hello,
@@ -360,11 +339,7 @@ mod tests {
             Command::WorkStart,
             Command::WorkRead,
             Command::WorkStop,
-            Command::Beacon(BeaconSpec {
-                to,
-                hz: 12.5,
-                payload: 99,
-            }),
+            Command::Beacon(BeaconSpec { to, hz: 12.5, payload: 99 }),
             Command::BeaconStop,
             Command::Poweroff,
             Command::Reboot,

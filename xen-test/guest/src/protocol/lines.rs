@@ -31,13 +31,9 @@ impl FromStr for Rate {
     fn from_str(s: &str) -> Result<Self, BadLine> {
         let bad = || BadLine::new("rate HZ payload BYTES", s);
         let mut words = s.split_ascii_whitespace();
-        let (Some("rate"), Some(hz), Some("payload"), Some(payload), None) = (
-            words.next(),
-            words.next(),
-            words.next(),
-            words.next(),
-            words.next(),
-        ) else {
+        let (Some("rate"), Some(hz), Some("payload"), Some(payload), None) =
+            (words.next(), words.next(), words.next(), words.next(), words.next())
+        else {
             return Err(bad());
         };
         let hz: f64 = hz.parse().map_err(|_| bad())?;
@@ -135,15 +131,8 @@ impl FromStr for Datagram {
         let mut next = || number(words.next()).ok_or_else(bad);
         let it = match kind {
             Some("echo") => Self::Echo { seq: next()? },
-            Some("answer") => Self::Answer {
-                seq: next()?,
-                count: next()?,
-                t_ns: next()?,
-            },
-            Some("beacon") => Self::Beacon {
-                n: next()?,
-                t_ns: next()?,
-            },
+            Some("answer") => Self::Answer { seq: next()?, count: next()?, t_ns: next()? },
+            Some("beacon") => Self::Beacon { n: next()?, t_ns: next()? },
             _ => return Err(bad()),
         };
         if words.any(|w| w.bytes().any(|b| b != b'.')) {
@@ -155,9 +144,7 @@ impl FromStr for Datagram {
 
 fn number(word: Option<&str>) -> Option<u64> {
     // u64::from_str also takes "+5", which no peer of ours writes.
-    word.filter(|w| w.bytes().all(|b| b.is_ascii_digit()))?
-        .parse()
-        .ok()
+    word.filter(|w| w.bytes().all(|b| b.is_ascii_digit()))?.parse().ok()
 }
 
 fn pad(mut text: String, payload: usize) -> String {
@@ -176,28 +163,15 @@ mod tests {
     #[test]
     fn lines_read_back_as_written_whatever_the_padding() {
         for payload in [0, 1, 20, 21, 22, 23, 1000] {
-            let line = CounterLine {
-                n: 7,
-                t_ns: 123_456_789,
-            };
+            let line = CounterLine { n: 7, t_ns: 123_456_789 };
             let text = line.padded(payload);
             assert!(text.ends_with('\n'));
-            assert!(
-                text.len() >= payload.min(MAX_PAYLOAD) || payload < 15,
-                "{payload}: {text:?}"
-            );
-            assert!(
-                payload < 15 || text.len() == payload || text.len() == payload - 1,
-                "{payload}: {text:?}"
-            );
+            assert!(text.len() >= payload.min(MAX_PAYLOAD) || payload < 15, "{payload}: {text:?}");
+            assert!(payload < 15 || text.len() == payload || text.len() == payload - 1, "{payload}: {text:?}");
             assert_eq!(text.parse(), Ok(line));
             for d in [
                 Datagram::Echo { seq: 1 },
-                Datagram::Answer {
-                    seq: 1,
-                    count: 2,
-                    t_ns: u64::MAX,
-                },
+                Datagram::Answer { seq: 1, count: 2, t_ns: u64::MAX },
                 Datagram::Beacon { n: 3, t_ns: 4 },
             ] {
                 assert_eq!(d.padded(payload).parse(), Ok(d));
@@ -207,28 +181,10 @@ mod tests {
 
     #[test]
     fn damaged_lines_are_refused() {
-        for bad in [
-            "",
-            "7",
-            "7 x",
-            "x 7",
-            "-7 8",
-            "+7 8",
-            "7 8 ..x",
-            "7 8 9",
-            "99999999999999999999 1",
-        ] {
+        for bad in ["", "7", "7 x", "x 7", "-7 8", "+7 8", "7 8 ..x", "7 8 9", "99999999999999999999 1"] {
             assert!(bad.parse::<CounterLine>().is_err(), "{bad:?}");
         }
-        for bad in [
-            "",
-            "echo",
-            "echo x",
-            "answer 1 2",
-            "beacon 1",
-            "beacon 1 2 3",
-            "noise 1 2",
-        ] {
+        for bad in ["", "echo", "echo x", "answer 1 2", "beacon 1", "beacon 1 2 3", "noise 1 2"] {
             assert!(bad.parse::<Datagram>().is_err(), "{bad:?}");
         }
         for bad in [
@@ -243,12 +199,6 @@ mod tests {
         ] {
             assert!(bad.parse::<Rate>().is_err(), "{bad:?}");
         }
-        assert_eq!(
-            "rate 0.5 payload 100".parse(),
-            Ok(Rate {
-                hz: 0.5,
-                payload: 100
-            })
-        );
+        assert_eq!("rate 0.5 payload 100".parse(), Ok(Rate { hz: 0.5, payload: 100 }));
     }
 }

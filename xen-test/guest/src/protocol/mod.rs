@@ -5,8 +5,8 @@ mod control;
 mod lines;
 
 pub use control::{
-    BadPage, BeaconInfo, BeaconSpec, Command, DirtyInfo, DirtySpec, Hello, Mem, Order, Reply,
-    Stall, StallReport, Verdict, WorkInfo,
+    BadPage, BeaconInfo, BeaconSpec, Command, DirtyInfo, DirtySpec, Hello, Mem, Order, Reply, Stall, StallReport,
+    Verdict, WorkInfo,
 };
 pub use lines::{CounterLine, Datagram, MAX_PAYLOAD, Rate};
 
@@ -24,10 +24,7 @@ pub struct BadLine {
 
 impl BadLine {
     pub(crate) fn new(expected: &'static str, got: &str) -> Self {
-        Self {
-            expected,
-            got: got.chars().take(80).collect(),
-        }
+        Self { expected, got: got.chars().take(80).collect() }
     }
 }
 
@@ -47,37 +44,18 @@ pub struct Ports {
 impl Default for Ports {
     /// The ports of a real guest.
     fn default() -> Self {
-        Self {
-            counter: 7000,
-            echo_tcp: 7001,
-            echo_udp: 7002,
-            control: 7003,
-        }
+        Self { counter: 7000, echo_tcp: 7001, echo_udp: 7002, control: 7003 }
     }
 }
 
 impl Ports {
     /// Ask the kernel for free ports: for tests.
-    pub const ANY: Self = Self {
-        counter: 0,
-        echo_tcp: 0,
-        echo_udp: 0,
-        control: 0,
-    };
+    pub const ANY: Self = Self { counter: 0, echo_tcp: 0, echo_udp: 0, control: 0 };
 }
 
 /// The IPv6 address a guest takes when its command line gives none: the IPv4
 /// address in the low 32 bits of a fixed unique-local /64.
 pub fn default_ip6(ip: Ipv4Addr) -> Ipv6Addr {
     let [a, b, c, d] = ip.octets();
-    Ipv6Addr::new(
-        0xfd52,
-        0x656d,
-        0x7573,
-        0,
-        0,
-        0,
-        u16::from_be_bytes([a, b]),
-        u16::from_be_bytes([c, d]),
-    )
+    Ipv6Addr::new(0xfd52, 0x656d, 0x7573, 0, 0, 0, u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]))
 }

@@ -30,31 +30,23 @@ impl Beacons {
             };
             let socket = UdpSocket::bind((any, 0))?;
             let (alive, ended) = mpsc::channel::<()>();
-            thread::Builder::new()
-                .name("beacon".into())
-                .spawn(move || {
-                    let step = Duration::from_secs_f64(1.0 / spec.hz);
-                    let mut due = Instant::now();
-                    let mut n = 0;
-                    while let Err(RecvTimeoutError::Timeout) =
-                        ended.recv_timeout(due.saturating_duration_since(Instant::now()))
-                    {
-                        n += 1;
-                        let text = Datagram::Beacon {
-                            n,
-                            t_ns: monotonic_ns(),
-                        }
-                        .padded(spec.payload);
-                        // Nobody listening, or no route yet: the next one may do.
-                        let _ = socket.send_to(text.as_bytes(), spec.to);
-                        due = (due + step).max(Instant::now());
-                    }
-                })?;
+            thread::Builder::new().name("beacon".into()).spawn(move || {
+                let step = Duration::from_secs_f64(1.0 / spec.hz);
+                let mut due = Instant::now();
+                let mut n = 0;
+                while let Err(RecvTimeoutError::Timeout) =
+                    ended.recv_timeout(due.saturating_duration_since(Instant::now()))
+                {
+                    n += 1;
+                    let text = Datagram::Beacon { n, t_ns: monotonic_ns() }.padded(spec.payload);
+                    // Nobody listening, or no route yet: the next one may do.
+                    let _ = socket.send_to(text.as_bytes(), spec.to);
+                    due = (due + step).max(Instant::now());
+                }
+            })?;
             running.insert(spec.to, alive);
         }
-        Ok(BeaconInfo {
-            running: running.len(),
-        })
+        Ok(BeaconInfo { running: running.len() })
     }
 
     /// Ends all.

@@ -43,10 +43,9 @@ fn ending(command: &Command) -> Option<End> {
 
 fn run(command: &Command, guest: &Guest) -> String {
     match command {
-        Command::Hello | Command::Poweroff | Command::Reboot | Command::Crash => ok(&Hello {
-            id: guest.id.clone(),
-            t_ns: monotonic_ns(),
-        }),
+        Command::Hello | Command::Poweroff | Command::Reboot | Command::Crash => {
+            ok(&Hello { id: guest.id.clone(), t_ns: monotonic_ns() })
+        }
         Command::Mem => ok(&mem_kb()),
         Command::Dirty(spec) => reply(guest.dirtier.order(*spec)),
         Command::DirtyInfo => ok(&guest.dirtier.info()),
@@ -78,8 +77,7 @@ fn error(e: impl Display) -> String {
 
 fn to_line<T: Serialize>(reply: &Reply<T>) -> String {
     // Plain structs of numbers and strings always serialise.
-    let mut text =
-        serde_json::to_string(reply).unwrap_or_else(|e| format!("{{\"error\":\"{e}\"}}"));
+    let mut text = serde_json::to_string(reply).unwrap_or_else(|e| format!("{{\"error\":\"{e}\"}}"));
     text.push('\n');
     text
 }

@@ -17,10 +17,7 @@ const MAX_REQUEST: usize = 256;
 
 /// Serves one connection until the client closes it or sends nonsense.
 pub(super) fn serve(mut stream: &TcpStream) -> io::Result<()> {
-    let mut rate = Rate {
-        hz: 0.0,
-        payload: 0,
-    };
+    let mut rate = Rate { hz: 0.0, payload: 0 };
     let mut request = Vec::new();
     let mut n = 0;
     let mut due = Instant::now();
@@ -50,14 +47,7 @@ pub(super) fn serve(mut stream: &TcpStream) -> io::Result<()> {
             continue;
         }
         n += 1;
-        stream.write_all(
-            CounterLine {
-                n,
-                t_ns: monotonic_ns(),
-            }
-            .padded(rate.payload)
-            .as_bytes(),
-        )?;
+        stream.write_all(CounterLine { n, t_ns: monotonic_ns() }.padded(rate.payload).as_bytes())?;
         let step = Duration::from_secs_f64(1.0 / rate.hz);
         due += step;
         let now = Instant::now();

@@ -15,14 +15,7 @@ fn answer(request: &str, guest: &Guest) -> Option<String> {
         return None;
     };
     let count = guest.answers.fetch_add(1, Ordering::Relaxed) + 1;
-    Some(
-        Datagram::Answer {
-            seq,
-            count,
-            t_ns: monotonic_ns(),
-        }
-        .padded(request.len()),
-    )
+    Some(Datagram::Answer { seq, count, t_ns: monotonic_ns() }.padded(request.len()))
 }
 
 pub(super) fn tcp(mut stream: &TcpStream, guest: &Guest) -> io::Result<()> {

@@ -66,17 +66,13 @@ impl Servers {
         let udp = on_any_address(ports.echo_udp, UdpSocket::bind)?;
         let echo_udp = udp.local_addr()?.port();
         let theirs = Arc::clone(&guest);
-        thread::Builder::new()
-            .name("echo-udp".into())
-            .spawn(move || echo::udp(&udp, &theirs))?;
+        thread::Builder::new().name("echo-udp".into()).spawn(move || echo::udp(&udp, &theirs))?;
         Ok(Self {
             ports: Ports {
                 counter: listen("counter", ports.counter, &guest, |s, _| counter::serve(&s))?,
                 echo_tcp: listen("echo", ports.echo_tcp, &guest, |s, g| echo::tcp(&s, g))?,
                 echo_udp,
-                control: listen("control", ports.control, &guest, |s, g| {
-                    control::serve(&s, g)
-                })?,
+                control: listen("control", ports.control, &guest, |s, g| control::serve(&s, g))?,
             },
         })
     }
@@ -90,10 +86,7 @@ impl Servers {
 fn on_any_address<T>(port: u16, bind: impl Fn(SocketAddr) -> io::Result<T>) -> io::Result<T> {
     // An IPv6 socket also serves IPv4 (Linux's default for bindv6only).
     match bind((IpAddr::from(Ipv6Addr::UNSPECIFIED), port).into()) {
-        Err(e)
-            if e.raw_os_error() == Some(libc::EAFNOSUPPORT)
-                || e.kind() == io::ErrorKind::AddrNotAvailable =>
-        {
+        Err(e) if e.raw_os_error() == Some(libc::EAFNOSUPPORT) || e.kind() == io::ErrorKind::AddrNotAvailable => {
             bind((IpAddr::from(Ipv4Addr::UNSPECIFIED), port).into())
         }
         other => other,
@@ -123,9 +116,7 @@ fn listen(
             let guest = Arc::clone(&guest);
             let run = move || {
                 // A client that went away is no news; the client side tells.
-                let _ = stream
-                    .set_nodelay(true)
-                    .and_then(|()| serve(stream, &guest));
+                let _ = stream.set_nodelay(true).and_then(|()| serve(stream, &guest));
             };
             if let Err(e) = thread::Builder::new().name(name.into()).spawn(run) {
                 eprintln!("guest: {name}: {e}");
@@ -148,19 +139,8 @@ pub(crate) fn mem_kb() -> Mem {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let field = |name: &str| {
         text.lines()
-            .find_map(|l| {
-                l.strip_prefix(name)?
-                    .strip_prefix(':')?
-                    .split_ascii_whitespace()
-                    .next()?
-                    .parse()
-                    .ok()
-            })
+            .find_map(|l| l.strip_prefix(name)?.strip_prefix(':')?.split_ascii_whitespace().next()?.parse().ok())
             .unwrap_or(0)
     };
-    Mem {
-        total_kb: field("MemTotal"),
-        free_kb: field("MemFree"),
-        available_kb: field("MemAvailable"),
-    }
+    Mem { total_kb: field("MemTotal"), free_kb: field("MemFree"), available_kb: field("MemAvailable") }
 }
