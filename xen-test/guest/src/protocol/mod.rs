@@ -54,8 +54,9 @@ impl Ports {
 }
 
 /// The IPv6 address a guest takes when its command line gives none: the IPv4
-/// address in the low 32 bits of a fixed unique-local /64.
+/// address in the low 32 bits of the test network's fd77::/64.
 pub fn default_ip6(ip: Ipv4Addr) -> Ipv6Addr {
     let [a, b, c, d] = ip.octets();
-    Ipv6Addr::new(0xfd52, 0x656d, 0x7573, 0, 0, 0, u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]))
+    let low = [u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])];
+    Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, low[0], low[1])
 }
