@@ -66,9 +66,7 @@ impl Shared {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// Queues an item; blocks while the soft budget is used up and the guest runs. Returns whether items are still wanted.
@@ -80,20 +78,14 @@ impl Shared {
             && state.stats.held > 0
             && state.stats.held + size > self.budget.soft
         {
-            state = self
-                .room
-                .wait(state)
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            state = self.room.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner);
         }
         if state.discarding {
             return false;
         }
         if state.stats.held + size > self.budget.hard.max(self.budget.soft) {
             drop(state);
-            self.end(Some(CaptureError::OverBudget {
-                domid: self.domid,
-                limit: self.budget.hard,
-            }));
+            self.end(Some(CaptureError::OverBudget { domid: self.domid, limit: self.budget.hard }));
             return false;
         }
         let now = Instant::now();

@@ -47,15 +47,11 @@ fn parse(domid: DomId, pipe: &mut File, shared: &Shared) -> Result<(), CaptureEr
                 None if bytes.is_empty() => Ok(()),
                 within => Err(CaptureError::Stream {
                     domid,
-                    cause: StreamError::Truncated {
-                        within: within.unwrap_or("a record's head"),
-                    },
+                    cause: StreamError::Truncated { within: within.unwrap_or("a record's head") },
                 }),
             };
         }
-        parser
-            .take(bytes, &mut events)
-            .map_err(|cause| CaptureError::Stream { domid, cause })?;
+        parser.take(bytes, &mut events).map_err(|cause| CaptureError::Stream { domid, cause })?;
         for event in events.drain(..) {
             if let LibxcEvent::Item(item) = event
                 && wanted

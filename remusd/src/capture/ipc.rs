@@ -19,10 +19,8 @@ mod number {
 }
 
 /// The callbacks that a Remus save needs: suspend, postcopy, checkpoint, switch_qemu_logdirty.
-pub(super) const CALLBACK_FLAGS: u32 = 1 << number::SUSPEND
-    | 1 << number::POSTCOPY
-    | 1 << number::CHECKPOINT
-    | 1 << number::SWITCH_QEMU_LOGDIRTY;
+pub(super) const CALLBACK_FLAGS: u32 =
+    1 << number::SUSPEND | 1 << number::POSTCOPY | 1 << number::CHECKPOINT | 1 << number::SWITCH_QEMU_LOGDIRTY;
 
 /// What the save helper says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,11 +70,7 @@ impl HelperCall {
     pub fn wants_reply(&self) -> bool {
         matches!(
             self,
-            Self::Suspend
-                | Self::Postcopy
-                | Self::Checkpoint
-                | Self::SwitchQemuLogdirty { .. }
-                | Self::Complete { .. }
+            Self::Suspend | Self::Postcopy | Self::Checkpoint | Self::SwitchQemuLogdirty { .. } | Self::Complete { .. }
         )
     }
 }
@@ -96,11 +90,7 @@ pub fn decode(buffer: &mut BytesMut) -> Result<Option<HelperCall>, String> {
     buffer.advance(2);
     let mut body = buffer.split_to(length).freeze();
     let call = message(&mut body)?;
-    if body.is_empty() {
-        Ok(Some(call))
-    } else {
-        Err(format!("{} bytes too many after {call:?}", body.len()))
-    }
+    if body.is_empty() { Ok(Some(call)) } else { Err(format!("{} bytes too many after {call:?}", body.len())) }
 }
 
 fn message(body: &mut Bytes) -> Result<HelperCall, String> {
@@ -133,9 +123,7 @@ fn message(body: &mut Bytes) -> Result<HelperCall, String> {
         number::CHECKPOINT => HelperCall::Checkpoint,
         number::SWITCH_QEMU_LOGDIRTY => {
             body.try_get_u32_ne().map_err(short)?;
-            HelperCall::SwitchQemuLogdirty {
-                enable: body.try_get_u32_ne().map_err(short)? != 0,
-            }
+            HelperCall::SwitchQemuLogdirty { enable: body.try_get_u32_ne().map_err(short)? != 0 }
         }
         number::COMPLETE => HelperCall::Complete {
             retval: body.try_get_i32_ne().map_err(short)?,
@@ -146,9 +134,7 @@ fn message(body: &mut Bytes) -> Result<HelperCall, String> {
 }
 
 fn string(body: &mut Bytes) -> Result<String, String> {
-    let length = body
-        .try_get_u32_ne()
-        .map_err(|_| "a string's length is missing".to_owned())? as usize;
+    let length = body.try_get_u32_ne().map_err(|_| "a string's length is missing".to_owned())? as usize;
     if length == 0 {
         // A null pointer in the helper.
         return Ok(String::new());
@@ -157,9 +143,7 @@ fn string(body: &mut Bytes) -> Result<String, String> {
         return Err(format!("a string of {length} bytes in {}", body.len()));
     }
     let bytes = body.split_to(length);
-    let text = bytes
-        .strip_suffix(&[0])
-        .ok_or_else(|| "a string without its NUL".to_owned())?;
+    let text = bytes.strip_suffix(&[0]).ok_or_else(|| "a string without its NUL".to_owned())?;
     Ok(String::from_utf8_lossy(text).into_owned())
 }
 
@@ -177,10 +161,7 @@ mod tests {
         let mut buffer = BytesMut::from(REAL);
         assert_eq!(
             decode(&mut buffer).unwrap(),
-            Some(HelperCall::Log {
-                level: 1,
-                text: "libxl-save-helper: starting save".into()
-            })
+            Some(HelperCall::Log { level: 1, text: "libxl-save-helper: starting save".into() })
         );
         assert!(buffer.is_empty());
     }
@@ -211,10 +192,7 @@ mod tests {
                 HelperCall::Postcopy,
                 HelperCall::Checkpoint,
                 HelperCall::SwitchQemuLogdirty { enable: true },
-                HelperCall::Complete {
-                    retval: -1,
-                    errno: 22
-                }
+                HelperCall::Complete { retval: -1, errno: 22 }
             ]
         );
         assert!(calls.iter().all(HelperCall::wants_reply));

@@ -28,10 +28,7 @@ pub struct CaptureBudget {
 
 impl Default for CaptureBudget {
     fn default() -> Self {
-        Self {
-            soft: 64 << 20,
-            hard: 1 << 30,
-        }
+        Self { soft: 64 << 20, hard: 1 << 30 }
     }
 }
 
@@ -73,9 +70,7 @@ pub enum CaptureError {
         cause: String,
     },
     /// The helper said what it must not say.
-    #[error(
-        "the save helper of domain {domid} broke its protocol: {cause}; is it of the running Xen version?"
-    )]
+    #[error("the save helper of domain {domid} broke its protocol: {cause}; is it of the running Xen version?")]
     Protocol {
         /// The domain.
         domid: DomId,

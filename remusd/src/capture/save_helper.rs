@@ -43,11 +43,7 @@ impl SaveHelperConfig {
     /// The defaults for a domain.
     #[must_use]
     pub fn new(domid: DomId) -> Self {
-        Self {
-            domid,
-            helper: None,
-            budget: CaptureBudget::default(),
-        }
+        Self { domid, helper: None, budget: CaptureBudget::default() }
     }
 }
 
@@ -72,11 +68,7 @@ impl SaveHelper {
     pub async fn spawn(cfg: SaveHelperConfig) -> Result<(Self, ItemReceiver), CaptureError> {
         let domid = cfg.domid;
         let path = helper_path(cfg.helper.as_deref())?;
-        let fail = |cause: String| CaptureError::Spawn {
-            path: path.clone(),
-            domid,
-            cause,
-        };
+        let fail = |cause: String| CaptureError::Spawn { path: path.clone(), domid, cause };
         let (reader, writer) = pipe2(OFlag::O_CLOEXEC).map_err(|errno| fail(errno.to_string()))?;
         // A smaller pipe only makes it slower.
         if let Err(errno) = fcntl(&writer, FcntlArg::F_SETPIPE_SZ(PIPE)) {
@@ -102,10 +94,7 @@ impl SaveHelper {
             .await
             .map_err(|_| fail("the drain thread died".into()))?
             .map_err(|error| fail(error.to_string()))?;
-        let pid = child
-            .id()
-            .and_then(|id| i32::try_from(id).ok())
-            .map(Pid::from_raw);
+        let pid = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw);
         let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(fail("its pipes are missing".into()));
         };
@@ -148,10 +137,7 @@ impl SaveHelper {
                 }
                 Ok(None) => {}
                 Err(cause) => {
-                    return Err(CaptureError::Protocol {
-                        domid: self.domid,
-                        cause,
-                    });
+                    return Err(CaptureError::Protocol { domid: self.domid, cause });
                 }
             }
             let read = tokio::select! {
@@ -177,10 +163,7 @@ impl SaveHelper {
     /// [`CaptureError::Protocol`] when no call waits for a reply, [`CaptureError::Io`] when the helper is gone.
     pub async fn reply(&mut self, value: i32) -> Result<(), CaptureError> {
         if !self.awaits_reply {
-            return Err(CaptureError::Protocol {
-                domid: self.domid,
-                cause: format!("reply {value} to nothing"),
-            });
+            return Err(CaptureError::Protocol { domid: self.domid, cause: format!("reply {value} to nothing") });
         }
         self.awaits_reply = false;
         let written = self.stdin.write_all(&value.to_ne_bytes()).await;
@@ -231,11 +214,7 @@ impl SaveHelper {
     }
 
     fn io(&self, doing: &'static str, error: &io::Error) -> CaptureError {
-        CaptureError::Io {
-            domid: self.domid,
-            doing,
-            cause: error.to_string(),
-        }
+        CaptureError::Io { domid: self.domid, doing, cause: error.to_string() }
     }
 }
 
@@ -263,11 +242,7 @@ fn command(path: &Path, domid: DomId, stream: &OwnedFd) -> std::process::Command
 }
 
 /// Spawns on this thread; our end of the stream's writer is closed before this returns.
-fn spawn_here(
-    runtime: &tokio::runtime::Handle,
-    command: std::process::Command,
-    writer: OwnedFd,
-) -> io::Result<Child> {
+fn spawn_here(runtime: &tokio::runtime::Handle, command: std::process::Command, writer: OwnedFd) -> io::Result<Child> {
     let _context = runtime.enter();
     let child = Command::from(command).spawn();
     drop(writer);
@@ -282,11 +257,7 @@ fn helper_path(configured: Option<&Path>) -> Result<PathBuf, CaptureError> {
             None => packaged_helper()?,
         },
     };
-    if path.is_file() {
-        Ok(path)
-    } else {
-        Err(CaptureError::NoHelper { path })
-    }
+    if path.is_file() { Ok(path) } else { Err(CaptureError::NoHelper { path }) }
 }
 
 /// Where Debian's xen-utils packages put it: by version, as several may be installed.
@@ -294,9 +265,7 @@ fn packaged_helper() -> Result<PathBuf, CaptureError> {
     let part = |name: &str| {
         std::fs::read_to_string(format!("/sys/hypervisor/version/{name}"))
             .map(|text| text.trim().to_owned())
-            .map_err(|error| CaptureError::Version {
-                cause: error.to_string(),
-            })
+            .map_err(|error| CaptureError::Version { cause: error.to_string() })
     };
     let (major, minor) = (part("major")?, part("minor")?);
     Ok(format!("/usr/lib/xen-{major}.{minor}/bin/libxl-save-helper").into())

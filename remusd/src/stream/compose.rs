@@ -109,10 +109,7 @@ fn put_layer(buffer: &mut BytesMut, state: &[Record], layer: Layer) {
 
 /// libxl writes the keys before the state, whatever the order in which they were collected.
 fn put_emulator(buffer: &mut BytesMut, state: &[Record]) {
-    let mut records: Vec<&Record> = state
-        .iter()
-        .filter(|record| record.layer == Layer::Libxl)
-        .collect();
+    let mut records: Vec<&Record> = state.iter().filter(|record| record.layer == Layer::Libxl).collect();
     records.sort_by_key(|record| record.kind);
     for record in records {
         put_record(buffer, record.kind, &record.body);

@@ -105,12 +105,7 @@ impl LibxcParser {
     /// A parser that expects the image header.
     #[must_use]
     pub fn new() -> Self {
-        Self {
-            state: State::ImageHeader,
-            pv: false,
-            preamble: Some(BytesMut::new()),
-            clean: false,
-        }
+        Self { state: State::ImageHeader, pv: false, preamble: Some(BytesMut::new()), clean: false }
     }
 
     fn collect(&mut self, bytes: &[u8], kind: u32) -> Result<(), StreamError> {
@@ -140,10 +135,7 @@ impl LibxcParser {
         if self.preamble.is_some() {
             let fits = matches!(
                 kind,
-                kind::X86_PV_INFO
-                    | kind::X86_CPUID_POLICY
-                    | kind::X86_MSR_POLICY
-                    | kind::STATIC_DATA_END
+                kind::X86_PV_INFO | kind::X86_CPUID_POLICY | kind::X86_MSR_POLICY | kind::STATIC_DATA_END
             ) || (self.pv && kind == kind::X86_PV_P2M_FRAMES)
                 || kind & kind::OPTIONAL != 0;
             if !fits {
@@ -163,18 +155,9 @@ impl LibxcParser {
         Ok(())
     }
 
-    fn record(
-        &mut self,
-        kind: u32,
-        body: Bytes,
-        out: &mut Vec<LibxcEvent>,
-    ) -> Result<(), StreamError> {
+    fn record(&mut self, kind: u32, body: Bytes, out: &mut Vec<LibxcEvent>) -> Result<(), StreamError> {
         if self.preamble.is_some() {
-            let last = if self.pv {
-                kind::X86_PV_P2M_FRAMES
-            } else {
-                kind::STATIC_DATA_END
-            };
+            let last = if self.pv { kind::X86_PV_P2M_FRAMES } else { kind::STATIC_DATA_END };
             if kind == last
                 && let Some(preamble) = self.preamble.take()
             {
@@ -185,10 +168,7 @@ impl LibxcParser {
         let event = match kind {
             kind::PAGE_DATA => LibxcEvent::Item(CaptureItem::Pages(parse_pages(&body)?)),
             kind::CHECKPOINT | kind::END if !body.is_empty() => {
-                return Err(malformed(
-                    kind,
-                    format!("{} bytes, must be empty", body.len()),
-                ));
+                return Err(malformed(kind, format!("{} bytes, must be empty", body.len())));
             }
             kind::CHECKPOINT => {
                 self.clean = true;
@@ -205,11 +185,9 @@ impl LibxcParser {
             | kind::X86_PV_VCPU_BASIC
             | kind::X86_PV_VCPU_EXTENDED
             | kind::X86_PV_VCPU_XSAVE
-            | kind::X86_PV_VCPU_MSRS => LibxcEvent::Item(CaptureItem::State(Record {
-                layer: Layer::Libxc,
-                kind,
-                body,
-            })),
+            | kind::X86_PV_VCPU_MSRS => {
+                LibxcEvent::Item(CaptureItem::State(Record { layer: Layer::Libxc, kind, body }))
+            }
             kind::X86_PV_INFO
             | kind::X86_PV_P2M_FRAMES
             | kind::STATIC_DATA_END
@@ -223,10 +201,7 @@ impl LibxcParser {
             }
             optional if optional & kind::OPTIONAL != 0 => return Ok(()),
             unknown => {
-                return Err(StreamError::Unknown {
-                    layer: Layer::Libxc,
-                    kind: unknown,
-                });
+                return Err(StreamError::Unknown { layer: Layer::Libxc, kind: unknown });
             }
         };
         out.push(event);
@@ -249,9 +224,7 @@ impl Pull for LibxcParser {
 
     fn take(&mut self, mut bytes: Bytes, out: &mut Vec<LibxcEvent>) -> Result<(), StreamError> {
         if bytes.len() != self.need() {
-            return Err(StreamError::Truncated {
-                within: "a piece of the libxc stream",
-            });
+            return Err(StreamError::Truncated { within: "a piece of the libxc stream" });
         }
         match self.state {
             State::ImageHeader => {
@@ -290,47 +263,26 @@ impl Pull for LibxcParser {
 }
 
 fn too_long(kind: u32, length: usize) -> StreamError {
-    StreamError::TooLong {
-        layer: Layer::Libxc,
-        kind,
-        length: length as u64,
-        limit: RECORD_MAX as u64,
-    }
+    StreamError::TooLong { layer: Layer::Libxc, kind, length: length as u64, limit: RECORD_MAX as u64 }
 }
 
 fn malformed(kind: u32, reason: String) -> StreamError {
-    StreamError::Malformed {
-        layer: Layer::Libxc,
-        kind,
-        reason,
-    }
+    StreamError::Malformed { layer: Layer::Libxc, kind, reason }
 }
 
 fn check_image_header(bytes: &Bytes) -> Result<(), StreamError> {
     let mut head = bytes.clone();
-    let (marker, id, version, options) = (
-        head.get_u64(),
-        head.get_u32(),
-        head.get_u32(),
-        head.get_u16(),
-    );
+    let (marker, id, version, options) = (head.get_u64(), head.get_u32(), head.get_u32(), head.get_u16());
     if marker != MARKER || id != IMAGE_ID {
-        return Err(StreamError::Magic {
-            expected: "a libxc stream",
-            found: format!("{marker:#x} {id:#x}"),
-        });
+        return Err(StreamError::Magic { expected: "a libxc stream", found: format!("{marker:#x} {id:#x}") });
     }
     if version != VERSION {
         return Err(StreamError::Unsupported {
-            feature: format!(
-                "libxc stream version {version} (this is version {VERSION}, Xen 4.14 and later)"
-            ),
+            feature: format!("libxc stream version {version} (this is version {VERSION}, Xen 4.14 and later)"),
         });
     }
     if options & 1 != 0 {
-        return Err(StreamError::Unsupported {
-            feature: "a big-endian stream".into(),
-        });
+        return Err(StreamError::Unsupported { feature: "a big-endian stream".into() });
     }
     Ok(())
 }
@@ -339,16 +291,12 @@ fn check_domain_header(bytes: &Bytes) -> Result<bool, StreamError> {
     let mut head = bytes.clone();
     let (guest, shift) = (head.get_u32_le(), head.get_u16_le());
     if shift != 12 {
-        return Err(StreamError::Unsupported {
-            feature: format!("pages of 2^{shift} bytes"),
-        });
+        return Err(StreamError::Unsupported { feature: format!("pages of 2^{shift} bytes") });
     }
     match guest {
         DOMAIN_PV => Ok(true),
         DOMAIN_HVM => Ok(false),
-        other => Err(StreamError::Unsupported {
-            feature: format!("guest type {other}"),
-        }),
+        other => Err(StreamError::Unsupported { feature: format!("guest type {other}") }),
     }
 }
 
@@ -367,28 +315,16 @@ pub fn parse_pages(body: &Bytes) -> Result<PageBatch, StreamError> {
     if count == 0 || rest.len() / 8 < count {
         return Err(bad(format!("{count} pages in {} bytes", body.len())));
     }
-    let entries: Vec<u64> = rest
-        .split_to(count * 8)
-        .chunks_exact(8)
-        .map(le_u64)
-        .collect();
-    if let Some(entry) = entries
-        .iter()
-        .find(|entry| !matches!(*entry >> 60, 0..=4 | 9..=0xf) || *entry & PFN_RESERVED != 0)
+    let entries: Vec<u64> = rest.split_to(count * 8).chunks_exact(8).map(le_u64).collect();
+    if let Some(entry) =
+        entries.iter().find(|entry| !matches!(*entry >> 60, 0..=4 | 9..=0xf) || *entry & PFN_RESERVED != 0)
     {
         return Err(bad(format!("page entry {entry:#x}")));
     }
-    let batch = PageBatch {
-        entries,
-        data: rest,
-    };
+    let batch = PageBatch { entries, data: rest };
     let wanted = batch.data_pages() * PAGE_SIZE;
     if batch.data.len() != wanted {
-        return Err(bad(format!(
-            "{} bytes of contents for {} pages, {wanted} expected",
-            batch.data.len(),
-            count
-        )));
+        return Err(bad(format!("{} bytes of contents for {} pages, {wanted} expected", batch.data.len(), count)));
     }
     Ok(batch)
 }
@@ -397,10 +333,7 @@ pub fn parse_pages(body: &Bytes) -> Result<PageBatch, StreamError> {
 const PFN_RESERVED: u64 = 0x0ff0_0000_0000_0000;
 
 fn le_u64(bytes: &[u8]) -> u64 {
-    bytes
-        .iter()
-        .rev()
-        .fold(0, |value, byte| value << 8 | u64::from(*byte))
+    bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
 }
 
 /// A `PAGE_DATA` record as two pieces to write in order: head with entries, and the batch's contents (not copied). Needs no

@@ -45,16 +45,11 @@ pub fn header() -> Bytes {
 pub fn check_header(bytes: &Bytes) -> Result<(), StreamError> {
     let mut head = bytes.clone();
     if head.len() < HEADER {
-        return Err(StreamError::Truncated {
-            within: "the libxl header",
-        });
+        return Err(StreamError::Truncated { within: "the libxl header" });
     }
     let (ident, version, options) = (head.get_u64(), head.get_u32(), head.get_u32());
     if ident != IDENT {
-        return Err(StreamError::Magic {
-            expected: "a libxl stream",
-            found: format!("{ident:#x}"),
-        });
+        return Err(StreamError::Magic { expected: "a libxl stream", found: format!("{ident:#x}") });
     }
     if version != VERSION || options != 0 {
         return Err(StreamError::Unsupported {
@@ -77,11 +72,7 @@ fn emulator(kind: u32, payload: &[u8]) -> Record {
     body.put_u32_le(EMULATOR_QEMU_XEN);
     body.put_u32_le(0);
     body.put_slice(payload);
-    Record {
-        layer: Layer::Libxl,
-        kind,
-        body: body.freeze(),
-    }
+    Record { layer: Layer::Libxl, kind, body: body.freeze() }
 }
 
 /// The state of an upstream QEMU as a record.
@@ -111,11 +102,7 @@ pub fn emulator_xenstore(pairs: &[(String, String)]) -> Option<Record> {
 /// # Errors
 /// [`StreamError::Malformed`] or [`StreamError::Unsupported`].
 pub fn check_emulator(kind: u32, body: &Bytes) -> Result<(), StreamError> {
-    let malformed = |reason: &str| StreamError::Malformed {
-        layer: Layer::Libxl,
-        kind,
-        reason: reason.into(),
-    };
+    let malformed = |reason: &str| StreamError::Malformed { layer: Layer::Libxl, kind, reason: reason.into() };
     if body.len() < 8 {
         return Err(malformed("shorter than its own head"));
     }

@@ -34,15 +34,17 @@ pub struct Chunked<P> {
 impl<P: Pull> Chunked<P> {
     /// Wraps a parser.
     pub fn new(parser: P) -> Self {
-        Self {
-            parser,
-            held: BytesMut::new(),
-        }
+        Self { parser, held: BytesMut::new() }
     }
 
     /// The parser.
     pub fn parser(&self) -> &P {
         &self.parser
+    }
+
+    #[cfg(test)]
+    pub(super) fn held_capacity(&self) -> usize {
+        self.held.capacity()
     }
 
     /// Takes any number of bytes and appends what they complete to `out`. A piece that lies whole in `bytes` is not copied.
@@ -81,9 +83,9 @@ impl<P: Pull> Chunked<P> {
     /// [`StreamError::Truncated`].
     pub fn finish(&self) -> Result<(), StreamError> {
         match self.parser.within() {
-            _ if !self.held.is_empty() => Err(StreamError::Truncated {
-                within: self.parser.within().unwrap_or("a record's head"),
-            }),
+            _ if !self.held.is_empty() => {
+                Err(StreamError::Truncated { within: self.parser.within().unwrap_or("a record's head") })
+            }
             Some(within) => Err(StreamError::Truncated { within }),
             None => Ok(()),
         }

@@ -44,9 +44,7 @@ pub fn head(config_json: &str) -> Result<Bytes, StreamError> {
 pub fn check_header(bytes: &Bytes) -> Result<usize, StreamError> {
     let mut head = bytes.clone();
     if head.len() < HEADER {
-        return Err(StreamError::Truncated {
-            within: "xl's header",
-        });
+        return Err(StreamError::Truncated { within: "xl's header" });
     }
     let magic = head.split_to(MAGIC.len());
     if magic.as_ref() != MAGIC {
@@ -55,22 +53,14 @@ pub fn check_header(bytes: &Bytes) -> Result<usize, StreamError> {
             found: magic.escape_ascii().to_string(),
         });
     }
-    let (order, mandatory, _optional, length) = (
-        head.get_u32_ne(),
-        head.get_u32_ne(),
-        head.get_u32_ne(),
-        head.get_u32_ne() as usize,
-    );
+    let (order, mandatory, _optional, length) =
+        (head.get_u32_ne(), head.get_u32_ne(), head.get_u32_ne(), head.get_u32_ne() as usize);
     if order != BYTE_ORDER {
-        return Err(StreamError::Unsupported {
-            feature: format!("byte order {order:#x}"),
-        });
+        return Err(StreamError::Unsupported { feature: format!("byte order {order:#x}") });
     }
     if mandatory != FLAG_JSON | FLAG_STREAM_V2 {
         return Err(StreamError::Unsupported {
-            feature: format!(
-                "xl's flags {mandatory:#x} (3 is a JSON configuration and a stream of version 2)"
-            ),
+            feature: format!("xl's flags {mandatory:#x} (3 is a JSON configuration and a stream of version 2)"),
         });
     }
     if length > OPTIONAL_MAX {
@@ -98,9 +88,7 @@ pub fn config(optional: &Bytes) -> Result<String, StreamError> {
     if text.contains(&0) {
         return Err(bad("it contains a NUL"));
     }
-    Ok(std::str::from_utf8(text)
-        .map_err(|error| StreamError::Config(error.to_string()))?
-        .to_owned())
+    Ok(std::str::from_utf8(text).map_err(|error| StreamError::Config(error.to_string()))?.to_owned())
 }
 
 /// A domain's configuration for a receiver: `c_info.domid` becomes 0, as the receiver would else ask Xen for that very id.
@@ -108,12 +96,9 @@ pub fn config(optional: &Bytes) -> Result<String, StreamError> {
 /// # Errors
 /// [`StreamError::Config`] for anything but a JSON object with a `c_info`.
 pub fn config_for_receiver(config_json: &str) -> Result<String, StreamError> {
-    let mut config: serde_json::Value = serde_json::from_str(config_json)
-        .map_err(|error| StreamError::Config(error.to_string()))?;
-    let Some(create) = config
-        .get_mut("c_info")
-        .and_then(|info| info.as_object_mut())
-    else {
+    let mut config: serde_json::Value =
+        serde_json::from_str(config_json).map_err(|error| StreamError::Config(error.to_string()))?;
+    let Some(create) = config.get_mut("c_info").and_then(|info| info.as_object_mut()) else {
         return Err(StreamError::Config("it has no c_info".into()));
     };
     create.insert("domid".into(), 0.into());

@@ -64,20 +64,10 @@ impl SessionParser {
     /// A parser that expects xl's header.
     #[must_use]
     pub fn new() -> Self {
-        Self {
-            state: State::XlHeader,
-            phase: Phase::Opening,
-            libxc: LibxcParser::new(),
-            events: Vec::new(),
-            epochs: 0,
-        }
+        Self { state: State::XlHeader, phase: Phase::Opening, libxc: LibxcParser::new(), events: Vec::new(), epochs: 0 }
     }
 
-    fn libxl_head(
-        &mut self,
-        mut head: Bytes,
-        out: &mut Vec<SessionEvent>,
-    ) -> Result<(), StreamError> {
+    fn libxl_head(&mut self, mut head: Bytes, out: &mut Vec<SessionEvent>) -> Result<(), StreamError> {
         let kind = head.get_u32_le();
         let length = head.get_u32_le() as usize;
         if length > libxl::RECORD_MAX {
@@ -92,16 +82,11 @@ impl SessionParser {
             Phase::Opening => kind == libxl::kind::LIBXC_CONTEXT,
             Phase::Checkpoint => matches!(
                 kind,
-                libxl::kind::EMULATOR_XENSTORE_DATA
-                    | libxl::kind::EMULATOR_CONTEXT
-                    | libxl::kind::CHECKPOINT_END
+                libxl::kind::EMULATOR_XENSTORE_DATA | libxl::kind::EMULATOR_CONTEXT | libxl::kind::CHECKPOINT_END
             ),
-            Phase::Closing => matches!(
-                kind,
-                libxl::kind::EMULATOR_XENSTORE_DATA
-                    | libxl::kind::EMULATOR_CONTEXT
-                    | libxl::kind::END
-            ),
+            Phase::Closing => {
+                matches!(kind, libxl::kind::EMULATOR_XENSTORE_DATA | libxl::kind::EMULATOR_CONTEXT | libxl::kind::END)
+            }
         };
         if !fits {
             return Err(if kind <= libxl::kind::CHECKPOINT_END {
@@ -115,10 +100,7 @@ impl SessionParser {
                     },
                 }
             } else {
-                StreamError::Unknown {
-                    layer: Layer::Libxl,
-                    kind,
-                }
+                StreamError::Unknown { layer: Layer::Libxl, kind }
             });
         }
         if length == 0 {
@@ -129,20 +111,11 @@ impl SessionParser {
         Ok(())
     }
 
-    fn libxl_record(
-        &mut self,
-        kind: u32,
-        body: Bytes,
-        out: &mut Vec<SessionEvent>,
-    ) -> Result<(), StreamError> {
+    fn libxl_record(&mut self, kind: u32, body: Bytes, out: &mut Vec<SessionEvent>) -> Result<(), StreamError> {
         match kind {
             libxl::kind::EMULATOR_XENSTORE_DATA | libxl::kind::EMULATOR_CONTEXT => {
                 libxl::check_emulator(kind, &body)?;
-                out.push(SessionEvent::Item(CaptureItem::State(Record {
-                    layer: Layer::Libxl,
-                    kind,
-                    body,
-                })));
+                out.push(SessionEvent::Item(CaptureItem::State(Record { layer: Layer::Libxl, kind, body })));
             }
             _ if !body.is_empty() => {
                 return Err(StreamError::Malformed {
@@ -201,9 +174,7 @@ impl Pull for SessionParser {
 
     fn take(&mut self, mut bytes: Bytes, out: &mut Vec<SessionEvent>) -> Result<(), StreamError> {
         if bytes.len() != self.need() {
-            return Err(StreamError::Truncated {
-                within: "a piece of the stream",
-            });
+            return Err(StreamError::Truncated { within: "a piece of the stream" });
         }
         match self.state {
             State::XlHeader => {

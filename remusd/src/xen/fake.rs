@@ -14,9 +14,7 @@ use super::store::{Compared, StoreError, Watch, XenStore, shutdown_path};
 use crate::ids::DomId;
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 struct FakeDomain {
@@ -47,25 +45,14 @@ impl FakeHypervisor {
             uuid,
             guest_type,
             hap: guest_type != GuestType::Pv,
-            state: DomainState {
-                running: true,
-                ..DomainState::default()
-            },
+            state: DomainState { running: true, ..DomainState::default() },
             memory: 128 << 20,
             max_memory: 128 << 20,
             vcpus: 1,
             cpu_time_ns: 0,
         };
         let params = BTreeMap::from([(HvmParam::CallbackIrq as u32, 1)]);
-        locked(&self.domains).insert(
-            domid,
-            FakeDomain {
-                info,
-                params,
-                log_dirty: false,
-                pauses: 0,
-            },
-        );
+        locked(&self.domains).insert(domid, FakeDomain { info, params, log_dirty: false, pauses: 0 });
     }
 
     /// Removes a domain at once.
@@ -101,33 +88,20 @@ impl FakeHypervisor {
         locked(&self.calls).clone()
     }
 
-    fn change<T>(
-        &self,
-        call: &str,
-        domid: DomId,
-        act: impl FnOnce(&mut FakeDomain) -> T,
-    ) -> Result<T, XenError> {
+    fn change<T>(&self, call: &str, domid: DomId, act: impl FnOnce(&mut FakeDomain) -> T) -> Result<T, XenError> {
         locked(&self.calls).push(format!("{call} {domid}"));
-        locked(&self.domains)
-            .get_mut(&domid)
-            .map(act)
-            .ok_or(XenError::NoDomain { domid })
+        locked(&self.domains).get_mut(&domid).map(act).ok_or(XenError::NoDomain { domid })
     }
 }
 
 #[async_trait]
 impl Hypervisor for FakeHypervisor {
     async fn domains(&self) -> Result<Vec<DomainInfo>, XenError> {
-        Ok(locked(&self.domains)
-            .values()
-            .map(|domain| domain.info.clone())
-            .collect())
+        Ok(locked(&self.domains).values().map(|domain| domain.info.clone()).collect())
     }
 
     async fn domain(&self, domid: DomId) -> Result<Option<DomainInfo>, XenError> {
-        Ok(locked(&self.domains)
-            .get(&domid)
-            .map(|domain| domain.info.clone()))
+        Ok(locked(&self.domains).get(&domid).map(|domain| domain.info.clone()))
     }
 
     async fn pause(&self, domid: DomId) -> Result<(), XenError> {
@@ -172,9 +146,7 @@ impl Hypervisor for FakeHypervisor {
     }
 
     async fn hvm_context(&self, domid: DomId) -> Result<Bytes, XenError> {
-        self.domain(domid)
-            .await?
-            .ok_or(XenError::NoDomain { domid })?;
+        self.domain(domid).await?.ok_or(XenError::NoDomain { domid })?;
         Ok(Bytes::from_static(b"hvm context"))
     }
 
@@ -183,28 +155,15 @@ impl Hypervisor for FakeHypervisor {
     }
 
     async fn log_dirty_is_on(&self, domid: DomId) -> Result<bool, XenError> {
-        locked(&self.domains)
-            .get(&domid)
-            .map(|domain| domain.log_dirty)
-            .ok_or(XenError::NoDomain { domid })
+        locked(&self.domains).get(&domid).map(|domain| domain.log_dirty).ok_or(XenError::NoDomain { domid })
     }
 
     async fn version(&self) -> Result<XenVersion, XenError> {
-        Ok(XenVersion {
-            major: 4,
-            minor: 17,
-            extra: ".fake".into(),
-        })
+        Ok(XenVersion { major: 4, minor: 17, extra: ".fake".into() })
     }
 
     async fn host(&self) -> Result<HostInfo, XenError> {
-        Ok(HostInfo {
-            memory: 8 << 30,
-            free_memory: 4 << 30,
-            cpus: 2,
-            hap: true,
-            shadow: false,
-        })
+        Ok(HostInfo { memory: 8 << 30, free_memory: 4 << 30, cpus: 2, hap: true, shadow: false })
     }
 }
 
@@ -225,9 +184,8 @@ impl FakeStore {
     /// Tells the watchers of `path`, of everything above it, and nobody else; also for `@releaseDomain`.
     pub fn fire(&self, path: &str) {
         locked(&self.watches).retain(|(watched, changes)| {
-            let above = path
-                .strip_prefix(watched.as_str())
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+            let above =
+                path.strip_prefix(watched.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
             if above {
                 changes.send_modify(|count| *count += 1);
             }
@@ -272,12 +230,7 @@ impl XenStore for FakeStore {
         Ok(Watch::new(receiver))
     }
 
-    async fn compare_and_write(
-        &self,
-        path: &str,
-        expected: Option<&str>,
-        value: &str,
-    ) -> Result<Compared, StoreError> {
+    async fn compare_and_write(&self, path: &str, expected: Option<&str>, value: &str) -> Result<Compared, StoreError> {
         {
             let mut nodes = locked(&self.nodes);
             let now = nodes.get(path).cloned();

@@ -51,9 +51,7 @@ struct State {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         // A panic of another holder leaves plain data in order; the guard must go on.
-        self.state
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
@@ -93,22 +91,15 @@ impl SuspendGuard {
                     let _ = opened_tx.send(Err(error));
                 }
             })
-            .map_err(|error| XenError::Open {
-                cause: format!("no thread for the suspend guard: {error}"),
-            })?;
+            .map_err(|error| XenError::Open { cause: format!("no thread for the suspend guard: {error}") })?;
         opened_rx.recv().map_err(|_| XenError::OwnerGone)??;
-        Ok(Self {
-            shared,
-            thread: Some(thread),
-        })
+        Ok(Self { shared, thread: Some(thread) })
     }
 
     /// A hand on this guard for other tasks.
     #[must_use]
     pub fn handle(&self) -> GuardHandle {
-        GuardHandle {
-            shared: Arc::clone(&self.shared),
-        }
+        GuardHandle { shared: Arc::clone(&self.shared) }
     }
 }
 
@@ -141,11 +132,7 @@ impl GuardHandle {
         state.deadline = None;
         self.shared.wake.notify_all();
         while state.rescuing {
-            state = self
-                .shared
-                .wake
-                .wait(state)
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            state = self.shared.wake.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner);
         }
         state.fired.take()
     }
@@ -163,11 +150,7 @@ fn watch_over(shared: &Shared, domid: DomId, rescue: &mut dyn Rescue) {
         let now = Instant::now();
         match state.deadline {
             Some(deadline) if deadline <= now => {
-                state.fired.get_or_insert(Fired {
-                    at: now,
-                    resumed: None,
-                    failure: None,
-                });
+                state.fired.get_or_insert(Fired { at: now, resumed: None, failure: None });
                 state.rescuing = true;
                 drop(state);
                 let outcome = rescue.rescue(domid);
@@ -193,10 +176,7 @@ fn watch_over(shared: &Shared, domid: DomId, rescue: &mut dyn Rescue) {
                     .0;
             }
             None => {
-                state = shared
-                    .wake
-                    .wait(state)
-                    .unwrap_or_else(std::sync::PoisonError::into_inner);
+                state = shared.wake.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner);
             }
         }
     }
@@ -218,9 +198,7 @@ mod tests {
         }
     }
 
-    fn guard(
-        outcomes: Vec<Result<bool, String>>,
-    ) -> (SuspendGuard, std::sync::mpsc::Receiver<Instant>) {
+    fn guard(outcomes: Vec<Result<bool, String>>) -> (SuspendGuard, std::sync::mpsc::Receiver<Instant>) {
         let (tx, rx) = channel();
         let guard = SuspendGuard::start(DomId(7), move || Ok(Recorder(tx, outcomes))).unwrap();
         (guard, rx)
@@ -257,9 +235,7 @@ mod tests {
 
     #[test]
     fn a_failed_open_is_reported() {
-        let failed = SuspendGuard::start(DomId(7), || -> Result<Recorder, XenError> {
-            Err(XenError::OwnerGone)
-        });
+        let failed = SuspendGuard::start(DomId(7), || -> Result<Recorder, XenError> { Err(XenError::OwnerGone) });
         assert!(matches!(failed, Err(XenError::OwnerGone)));
     }
 }

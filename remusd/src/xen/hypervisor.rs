@@ -26,9 +26,7 @@ pub enum XenError {
         cause: String,
     },
     /// The hypervisor interface cannot be opened.
-    #[error(
-        "cannot open the hypervisor interface: {cause}; this must run as root in dom0 with xen-privcmd loaded"
-    )]
+    #[error("cannot open the hypervisor interface: {cause}; this must run as root in dom0 with xen-privcmd loaded")]
     Open {
         /// What the library said.
         cause: String,
@@ -52,9 +50,7 @@ pub enum XenError {
         cause: String,
     },
     /// The thread that owns the interface has ended.
-    #[error(
-        "the thread that owns the hypervisor interface has ended: a call panicked; restart remusd"
-    )]
+    #[error("the thread that owns the hypervisor interface has ended: a call panicked; restart remusd")]
     OwnerGone,
 }
 
@@ -160,10 +156,7 @@ pub trait Hypervisor: Send + Sync {
     /// Whether a domain's writes can be logged. Does not touch the domain.
     async fn log_dirty(&self, domid: DomId) -> Result<LogDirty, XenError> {
         let host = self.host().await?;
-        let domain = self
-            .domain(domid)
-            .await?
-            .ok_or(XenError::NoDomain { domid })?;
+        let domain = self.domain(domid).await?.ok_or(XenError::NoDomain { domid })?;
         Ok(LogDirty::judge(&domain, &host))
     }
 }

@@ -11,9 +11,28 @@ pub mod spawn;
 pub mod store;
 pub mod suspend;
 
+#[cfg(feature = "xen")]
+mod ffi;
+#[cfg(feature = "xen")]
+mod owner;
+#[cfg(feature = "xen")]
+mod real;
+#[cfg(feature = "xen")]
+mod rescue;
+#[cfg(feature = "xen")]
+pub mod soname;
+
 pub use domain::{DomainInfo, DomainState, GuestType, HostInfo, ShutdownReason, XenVersion};
 pub use fake::{FakeHypervisor, FakeStore};
 pub use guard::{GuardHandle, SuspendGuard};
 pub use hypervisor::{HvmParam, Hypervisor, LogDirty, XenError};
 pub use store::{Compared, StoreError, Watch, XenStore};
 pub use suspend::{SuspendError, Suspended, Suspender};
+
+#[cfg(feature = "xen")]
+pub use real::XenHypervisor;
+#[cfg(feature = "xen")]
+pub use store::real::RealStore;
+
+#[cfg(test)]
+mod suspend_tests;

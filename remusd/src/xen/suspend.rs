@@ -125,14 +125,7 @@ impl Suspender {
         if hypervisor.domain(domid).await?.is_none() {
             return Err(SuspendError::DomainGone { domid });
         }
-        Ok(Self {
-            domid,
-            hypervisor,
-            store,
-            path,
-            request_watch,
-            release_watch,
-        })
+        Ok(Self { domid, hypervisor, store, path, request_watch, release_watch })
     }
 
     /// The domain.
@@ -159,9 +152,7 @@ impl Suspender {
         if must_acknowledge {
             self.store.write(&self.path, "suspend").await?;
         } else {
-            self.hypervisor
-                .shutdown(self.domid, ShutdownReason::Suspend)
-                .await?;
+            self.hypervisor.shutdown(self.domid, ShutdownReason::Suspend).await?;
         }
         loop {
             if must_acknowledge
@@ -171,11 +162,7 @@ impl Suspender {
                 acknowledged = Some(Instant::now());
             }
             if matches!(self.look().await?, Seen::Suspended) {
-                return Ok(Suspended {
-                    asked,
-                    acknowledged,
-                    suspended: Instant::now(),
-                });
+                return Ok(Suspended { asked, acknowledged, suspended: Instant::now() });
             }
             match timeout_at(deadline.into(), self.event()).await {
                 Ok(event) => event?,
@@ -262,33 +249,17 @@ impl Suspender {
         if info.guest_type != GuestType::Hvm {
             return Ok(true);
         }
-        let callback = self
-            .hypervisor
-            .hvm_param(domid, HvmParam::CallbackIrq)
-            .await?;
-        let sleep = self
-            .hypervisor
-            .hvm_param(domid, HvmParam::AcpiSState)
-            .await?;
+        let callback = self.hypervisor.hvm_param(domid, HvmParam::CallbackIrq).await?;
+        let sleep = self.hypervisor.hvm_param(domid, HvmParam::AcpiSState).await?;
         Ok(callback != 0 && sleep == 0)
     }
 
-    async fn give_up(
-        &self,
-        asked: Instant,
-        must_acknowledge: bool,
-    ) -> Result<Suspended, SuspendError> {
+    async fn give_up(&self, asked: Instant, must_acknowledge: bool) -> Result<Suspended, SuspendError> {
         let domid = self.domid;
         // The transaction decides: the guest may take the request at this very moment.
         if must_acknowledge && self.store.withdraw_suspend(domid).await? == Compared::Written {
-            return Err(SuspendError::NotAcknowledged {
-                domid,
-                waited: asked.elapsed(),
-            });
+            return Err(SuspendError::NotAcknowledged { domid, waited: asked.elapsed() });
         }
-        Err(SuspendError::Timeout {
-            domid,
-            waited: asked.elapsed(),
-        })
+        Err(SuspendError::Timeout { domid, waited: asked.elapsed() })
     }
 }

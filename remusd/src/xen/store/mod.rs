@@ -2,6 +2,13 @@
 //!
 //! Nothing here assumes oxenstored or C xenstored; both are in use on Debian.
 
+#[cfg(feature = "xen")]
+pub(in crate::xen) mod native;
+#[cfg(feature = "xen")]
+mod pump;
+#[cfg(feature = "xen")]
+pub(in crate::xen) mod real;
+
 use async_trait::async_trait;
 use tokio::sync::watch;
 
@@ -19,9 +26,7 @@ pub enum StoreError {
         cause: String,
     },
     /// The connection to xenstored has ended.
-    #[error(
-        "the connection to xenstored has ended; xenstored has died or was replaced, restart remusd"
-    )]
+    #[error("the connection to xenstored has ended; xenstored has died or was replaced, restart remusd")]
     Gone,
     /// A request failed.
     #[error("xenstore {request} {path}: {cause}")]
@@ -69,12 +74,7 @@ pub trait XenStore: Send + Sync {
     async fn watch(&self, path: &str) -> Result<Watch, StoreError>;
 
     /// In one transaction: if the node has the value `expected` (`None`: does not exist), writes `value`.
-    async fn compare_and_write(
-        &self,
-        path: &str,
-        expected: Option<&str>,
-        value: &str,
-    ) -> Result<Compared, StoreError>;
+    async fn compare_and_write(&self, path: &str, expected: Option<&str>, value: &str) -> Result<Compared, StoreError>;
 
     /// Tells xenstored that a suspended domain was resumed (`XS_RESUME`). C xenstored fires no further `@releaseDomain` for the
     /// domain without it; oxenstored does not mind.
@@ -83,8 +83,7 @@ pub trait XenStore: Send + Sync {
     /// In one transaction: withdraws a suspend request that the guest has not taken yet. `Written`: withdrawn, the guest will
     /// not suspend. `Differs`: nothing was pending, or the guest has taken it and will suspend.
     async fn withdraw_suspend(&self, domid: DomId) -> Result<Compared, StoreError> {
-        self.compare_and_write(&shutdown_path(domid), Some("suspend"), "")
-            .await
+        self.compare_and_write(&shutdown_path(domid), Some("suspend"), "").await
     }
 }
 
