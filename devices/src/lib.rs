@@ -1,1 +1,27 @@
-//! The device layer.
+//! What a checkpoint does to a guest's devices.
+//!
+//! A device *kind* (nic, disk) has an ordered list of *subkinds*, ways of handling such a device. For each
+//! device of a domain the first subkind that matches takes it; [`DeviceSet`] drives all of them through the
+//! life of a protection: set up, arm, one round of phases per epoch, tear down. `docs/devices.md` describes
+//! the layer and says how to add a subkind.
+//!
+//! - [`netbuffer`]: holds what a guest sends until the epoch it was sent in is acknowledged.
+//! - [`NoOp`]: takes what policy names and does nothing.
+//! - [`classify`]: from xenstore entries to devices, and the kinds to refuse.
+
+mod classify;
+mod device;
+mod error;
+pub mod netbuffer;
+mod none;
+mod policy;
+mod set;
+mod subkind;
+
+pub use classify::{Classified, Node, Refused, Uncovered, classify};
+pub use device::{Device, DeviceStats, Ending, EpochContext, Kind};
+pub use error::{BoxError, DeviceError, SetError};
+pub use none::NoOp;
+pub use policy::{Allow, Policy};
+pub use set::{DeviceSet, Passed, Record};
+pub use subkind::{Checkpointed, Match, Subkind};
