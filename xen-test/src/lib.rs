@@ -5,11 +5,14 @@
 
 pub mod cli;
 pub mod client;
+pub mod control;
 pub mod host;
 pub mod image;
 pub mod net;
 pub mod pair;
+pub mod prepare;
 pub mod run;
+pub mod scenario;
 pub mod wait;
 
 /// One line of progress on stderr, with the seconds since the program started.

@@ -20,8 +20,6 @@ pub struct BootOptions {
     pub hosts: usize,
     /// The same hardware for each host.
     pub machine: MachineOptions,
-    /// Take the snapshot that [`Pair::reset`] goes back to.
-    pub snapshot: bool,
 }
 
 /// Booted hosts. Dropping it powers them off and removes everything but the logs.
@@ -32,6 +30,7 @@ pub struct Pair {
     links: Links,
     netns: Arc<NetNs>,
     image: image::Image,
+    record: Record,
     run: RunDir,
 }
 
@@ -49,7 +48,7 @@ impl Pair {
         let netns = Arc::new(NetNs::new()?);
         let links = Links::new(netns.clone(), names)?;
         let pid = i32::try_from(std::process::id())?;
-        let mut record = Record {
+        let record = Record {
             name: options.name.clone(),
             pid,
             pid_start: start_time(pid).context("no /proc?")?,
@@ -63,46 +62,37 @@ impl Pair {
         run.publish(&record)?;
         let mut hosts = Vec::new();
         for name in names {
-            let machine = Machine::new(
-                name,
-                options.machine.clone(),
-                image.clone(),
-                netns.clone(),
-                run.path(),
-                run.logs(),
-            )?;
-            hosts.push(Host::new(
-                name,
-                machine,
-                Agent::of(name, Some(netns.clone()))?,
-            ));
+            let machine =
+                Machine::new(name, options.machine.clone(), image.clone(), netns.clone(), run.path(), run.logs())?;
+            hosts.push(Host::new(name, machine, Agent::of(name, Some(netns.clone()))?));
         }
-        let pair = Self {
-            hosts,
-            links,
-            netns,
-            image,
-            run,
-        };
+        let pair = Self { hosts, links, netns, image, record, run };
         let start = Instant::now();
-        progress!(
-            "booting {} host(s); consoles in {}",
-            names.len(),
-            pair.logs().display()
-        );
+        progress!("booting {} host(s); consoles in {}", names.len(), pair.logs().display());
         for host in &pair.hosts {
             host.machine().power_on(false)?;
         }
         pair.each(Host::wait_ready)?;
         progress!("xl is usable after {:.1} s", start.elapsed().as_secs_f32());
-        if options.snapshot {
-            let start = Instant::now();
-            pair.each(|host| host.machine().save())?;
-            progress!("snapshots taken in {:.1} s", start.elapsed().as_secs_f32());
-        }
-        record.ready = true;
-        pair.run.publish(&record)?;
         Ok(pair)
+    }
+
+    /// Lets commands of other processes in (`xen-test exec` waits until then).
+    pub fn announce(&self) -> Result<()> {
+        self.run.publish(&Record { ready: true, ..self.record.clone() })
+    }
+
+    /// Takes the snapshots that [`Pair::reset`] goes back to.
+    pub fn snapshot(&self) -> Result<()> {
+        let start = Instant::now();
+        self.each(|host| {
+            // Guests and pushed files are in the page cache: the disk has to be whole by itself
+            // for a later boot from it.
+            host.sh("sync")?;
+            host.machine().save()
+        })?;
+        progress!("snapshots taken in {:.1} s", start.elapsed().as_secs_f32());
+        Ok(())
     }
 
     /// The hosts, `a` first.
@@ -134,6 +124,11 @@ impl Pair {
         &self.image
     }
 
+    /// Directory of this run's disks and sockets; gone after the run.
+    pub fn run_dir(&self) -> &Path {
+        self.run.path()
+    }
+
     /// Directory of this run's logs; it stays.
     pub fn logs(&self) -> &Path {
         self.run.logs()
@@ -163,18 +158,10 @@ impl Pair {
     /// Does something with all hosts at once; waits for all; the first error is the result.
     pub fn each(&self, action: impl Fn(&Host) -> Result<()> + Sync) -> Result<()> {
         std::thread::scope(|scope| {
-            let threads: Vec<_> = self
-                .hosts
-                .iter()
-                .map(|host| scope.spawn(|| action(host)))
-                .collect();
+            let threads: Vec<_> = self.hosts.iter().map(|host| scope.spawn(|| action(host))).collect();
             let results: Vec<Result<()>> = threads
                 .into_iter()
-                .map(|thread| {
-                    thread
-                        .join()
-                        .unwrap_or_else(|_| Err(anyhow!("a thread panicked")))
-                })
+                .map(|thread| thread.join().unwrap_or_else(|_| Err(anyhow!("a thread panicked"))))
                 .collect();
             results.into_iter().collect()
         })

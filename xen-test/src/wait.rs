@@ -21,11 +21,7 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 ///
 /// # Errors
 /// An error of `probe` ends the wait at once. After `limit` the error is [`Timeout`], naming `what`.
-pub fn wait_until<T>(
-    limit: Duration,
-    what: &str,
-    mut probe: impl FnMut() -> Result<Option<T>>,
-) -> Result<T> {
+pub fn wait_until<T>(limit: Duration, what: &str, mut probe: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let start = Instant::now();
     let mut pause = FIRST_PAUSE;
     loop {
@@ -34,11 +30,7 @@ pub fn wait_until<T>(
         }
         let waited = start.elapsed();
         if waited >= limit {
-            return Err(Timeout {
-                what: what.to_owned(),
-                waited,
-            }
-            .into());
+            return Err(Timeout { what: what.to_owned(), waited }.into());
         }
         std::thread::sleep(pause.min(limit - waited));
         pause = (pause * 3 / 2).min(LONGEST_PAUSE);
@@ -58,15 +50,8 @@ mod tests {
         });
         assert_eq!(value.unwrap(), 3);
         let error = wait_until(Duration::from_millis(30), "the moon", || Ok(None::<()>));
-        assert!(
-            error
-                .unwrap_err()
-                .to_string()
-                .starts_with("the moon: not within")
-        );
-        let error = wait_until(Duration::from_secs(5), "x", || -> Result<Option<()>> {
-            anyhow::bail!("broken probe")
-        });
+        assert!(error.unwrap_err().to_string().starts_with("the moon: not within"));
+        let error = wait_until(Duration::from_secs(5), "x", || -> Result<Option<()>> { anyhow::bail!("broken probe") });
         assert!(format!("{:#}", error.unwrap_err()).contains("broken probe"));
     }
 }

@@ -1,6 +1,9 @@
 //! The command line of `xen-test`.
 
+mod interrupt;
 mod remote;
+mod run;
+mod shell;
 mod up;
 
 use std::path::PathBuf;
@@ -49,6 +52,35 @@ enum Command {
         #[arg(required = true, num_args = 2..)]
         files: Vec<PathBuf>,
     },
+    /// Cut links, power off, freeze ... in a run that `up` started
+    #[command(after_help = crate::control::HELP)]
+    Fault {
+        /// Name of the run
+        #[arg(long, default_value = "default")]
+        name: String,
+        /// What to do, see below
+        #[arg(required = true, trailing_var_arg = true)]
+        action: Vec<String>,
+    },
+    /// Run a command in the network namespace of a run, where the client lives
+    Client {
+        /// Name of the run
+        #[arg(long, default_value = "default")]
+        name: String,
+        /// Program and arguments
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<String>,
+    },
+    /// List the scenarios
+    List,
+    /// Run scenarios on freshly booted hosts
+    Run {
+        /// Names, or how names start
+        #[arg(required = true)]
+        scenarios: Vec<String>,
+    },
+    /// Boot hosts and give a prompt in them
+    Shell(up::UpArgs),
     /// Build the dom0 image if the cache lacks it
     Images,
 }
@@ -58,14 +90,18 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Up(args) => up::up(&args).map(|()| ExitCode::SUCCESS),
         Command::Down { name } => remote::down(&name).map(|()| ExitCode::SUCCESS),
-        Command::Exec {
-            name,
-            host,
-            command,
-        } => remote::exec(&name, &host, &command.join(" ")),
-        Command::Push { name, host, files } => {
-            remote::push(&name, &host, &files).map(|()| ExitCode::SUCCESS)
+        Command::Exec { name, host, command } => remote::exec(&name, &host, &command.join(" ")),
+        Command::Push { name, host, files } => remote::push(&name, &host, &files).map(|()| ExitCode::SUCCESS),
+        Command::Fault { name, action } => remote::fault(&name, &action.join(" ")).map(|()| ExitCode::SUCCESS),
+        Command::Client { name, command } => Err(remote::client(&name, &command)),
+        Command::List => {
+            for scenario in crate::scenario::SCENARIOS {
+                println!("{:<28} {}", scenario.name, scenario.about);
+            }
+            Ok(ExitCode::SUCCESS)
         }
+        Command::Run { scenarios } => run::run(&scenarios),
+        Command::Shell(args) => shell::shell(&args).map(|()| ExitCode::SUCCESS),
         Command::Images => images().map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {
@@ -76,13 +112,6 @@ pub fn main() -> ExitCode {
 
 fn images() -> Result<()> {
     let image = crate::image::ensure()?;
-    println!(
-        "{}",
-        image
-            .root_disk()
-            .parent()
-            .unwrap_or(&image.root_disk())
-            .display()
-    );
+    println!("{}", image.root_disk().parent().unwrap_or(&image.root_disk()).display());
     Ok(())
 }

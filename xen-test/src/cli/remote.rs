@@ -1,6 +1,7 @@
 //! Commands that act on a run of another process.
 
 use std::io::{IsTerminal, Read, Write};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -19,16 +20,11 @@ use crate::wait::wait_until;
 fn agent(name: &str, host: &str) -> Result<Agent> {
     let record = Record::of(name)?;
     if !record.hosts.iter().any(|known| known == host) {
-        bail!(
-            "run '{name}' has no host '{host}', only {}",
-            record.hosts.join(" and ")
-        );
+        bail!("run '{name}' has no host '{host}', only {}", record.hosts.join(" and "));
     }
     if !record.ready {
         progress!("run '{name}' is still booting: waiting");
-        wait_until(Duration::from_secs(300), "the run to be ready", || {
-            Ok(Record::of(name)?.ready.then_some(()))
-        })?;
+        wait_until(Duration::from_secs(300), "the run to be ready", || Ok(Record::of(name)?.ready.then_some(())))?;
     }
     enter_netns_of(record.pid, record.netns_thread)?;
     Agent::of(host, None)
@@ -77,9 +73,7 @@ pub fn exec(name: &str, host: &str, command: &str) -> Result<ExitCode> {
 
 /// Copies files; the last one named is the destination.
 pub fn push(name: &str, host: &str, files: &[PathBuf]) -> Result<()> {
-    let Some((destination, files)) = files.split_last() else {
-        bail!("nothing to push")
-    };
+    let Some((destination, files)) = files.split_last() else { bail!("nothing to push") };
     host::push(&agent(name, host)?, files, &destination.to_string_lossy())
 }
 
@@ -87,7 +81,24 @@ pub fn push(name: &str, host: &str, files: &[PathBuf]) -> Result<()> {
 pub fn down(name: &str) -> Result<()> {
     let record = Record::of(name)?;
     kill(Pid::from_raw(record.pid), Signal::SIGTERM)?;
-    wait_until(Duration::from_secs(30), "the run to end", || {
-        Ok((!record.is_alive()).then_some(()))
-    })
+    wait_until(Duration::from_secs(30), "the run to end", || Ok((!record.is_alive()).then_some(())))
+}
+
+/// Does what a line of [`crate::control`] says in a run of `up`.
+pub fn fault(name: &str, line: &str) -> Result<()> {
+    Record::of(name)?;
+    crate::control::ask(&crate::run::runs_dir()?.join(name), line)
+}
+
+/// Becomes a program in the run's namespace. Returns only what went wrong.
+pub fn client(name: &str, command: &[String]) -> anyhow::Error {
+    let enter = || {
+        let record = Record::of(name)?;
+        enter_netns_of(record.pid, record.netns_thread)
+    };
+    if let Err(error) = enter() {
+        return error;
+    }
+    let error = std::process::Command::new(&command[0]).args(&command[1..]).exec();
+    anyhow::Error::new(error).context(format!("cannot run {}", command[0]))
 }

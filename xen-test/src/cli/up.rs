@@ -1,11 +1,14 @@
 //! `up`: hosts that stay until they are ended.
 
-use anyhow::{Context, Result};
+use std::sync::Arc;
+
+use anyhow::Result;
 use clap::Args;
 
+use super::interrupt;
 use crate::host::MachineOptions;
 use crate::pair::{BootOptions, Pair};
-use crate::progress;
+use crate::{control, prepare, progress};
 
 /// Arguments of `up`.
 #[derive(Debug, Args)]
@@ -28,10 +31,35 @@ pub struct UpArgs {
     /// Use the C xenstored in place of oxenstored
     #[arg(long)]
     c_xenstored: bool,
+    /// Build remusd and remus and install them in the dom0s
+    #[arg(long)]
+    install: bool,
+    /// Take a snapshot, so that `xen-test fault reset` works
+    #[arg(long)]
+    snapshot: bool,
 }
 
 impl UpArgs {
-    fn boot_options(&self, snapshot: bool) -> BootOptions {
+    /// A closure that boots and prepares what these arguments ask for, and opens it to others.
+    pub fn starter(&self) -> impl FnOnce() -> Result<Arc<Pair>> + Send + 'static {
+        let (options, install, snapshot) = (self.boot_options(), self.install, self.snapshot);
+        move || {
+            let pair = Pair::boot(&options)?;
+            prepare::guests(&pair)?;
+            if install {
+                prepare::project(&pair)?;
+            }
+            if snapshot {
+                pair.snapshot()?;
+            }
+            let pair = Arc::new(pair);
+            control::serve(&pair)?;
+            pair.announce()?;
+            Ok(pair)
+        }
+    }
+
+    fn boot_options(&self) -> BootOptions {
         BootOptions {
             name: self.name.clone(),
             hosts: self.hosts,
@@ -42,49 +70,14 @@ impl UpArgs {
                 c_xenstored: self.c_xenstored,
                 ..MachineOptions::default()
             },
-            snapshot,
         }
     }
 }
 
 /// Boots and waits for SIGINT, SIGTERM or SIGHUP.
 pub fn up(args: &UpArgs) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let options = args.boot_options(false);
-    runtime.block_on(async {
-        let ended = end_signal()?;
-        let booting = tokio::task::spawn_blocking(move || Pair::boot(&options));
-        tokio::pin!(ended);
-        let pair = tokio::select! {
-            pair = booting => pair.context("the boot panicked")??,
-            () = &mut ended => {
-                // The kernel ends the hosts and their network with this process.
-                progress!("interrupted while booting");
-                std::process::exit(130);
-            }
-        };
-        let name = &args.name;
+    let name = &args.name;
+    interrupt::until_signal(args.starter(), |_| {
         progress!("up: `xen-test exec --name {name} a 'xl list'`, `xen-test down --name {name}`");
-        ended.await;
-        progress!("ending {name}");
-        drop(pair);
-        Ok(())
-    })
-}
-
-/// A future that ends at the first SIGINT, SIGTERM or SIGHUP from now on.
-fn end_signal() -> Result<impl Future<Output = ()>> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut int = signal(SignalKind::interrupt())?;
-    let mut term = signal(SignalKind::terminate())?;
-    let mut hup = signal(SignalKind::hangup())?;
-    Ok(async move {
-        tokio::select! {
-            _ = int.recv() => {}
-            _ = term.recv() => {}
-            _ = hup.recv() => {}
-        }
     })
 }

@@ -60,10 +60,7 @@ impl Agent {
             "b" => 2,
             _ => bail!("'{host}' is no host: use a or b"),
         };
-        Ok(Self {
-            address: SocketAddr::from(([10, 78, 0, number], PORT)),
-            netns,
-        })
+        Ok(Self { address: SocketAddr::from(([10, 78, 0, number], PORT)), netns })
     }
 
     fn connect(&self) -> Result<TcpStream> {
@@ -71,10 +68,7 @@ impl Agent {
         let connect = move || TcpStream::connect_timeout(&address, CONNECT_LIMIT);
         let stream = match &self.netns {
             None => connect(),
-            Some(netns) => netns
-                .spawn(connect)?
-                .join()
-                .map_err(|_| anyhow!("the connecting thread panicked"))??,
+            Some(netns) => netns.spawn(connect)?.join().map_err(|_| anyhow!("the connecting thread panicked"))??,
         };
         let stream = stream.with_context(|| format!("no agent at {address}: is the host up?"))?;
         stream.set_nodelay(true)?;
@@ -104,18 +98,11 @@ impl Agent {
         stream.write_all(request.as_bytes())?;
         let (sender, said) = channel();
         let mut reader = stream.try_clone()?;
-        let thread = std::thread::Builder::new()
-            .name("agent-reader".into())
-            .spawn(move || {
-                // A closed channel or connection is seen by the receiver as the end without status.
-                let _ = read_frames(&mut reader, &sender);
-            })?;
-        Ok(Running {
-            command: command.to_owned(),
-            stream,
-            said,
-            reader: Some(thread),
-        })
+        let thread = std::thread::Builder::new().name("agent-reader".into()).spawn(move || {
+            // A closed channel or connection is seen by the receiver as the end without status.
+            let _ = read_frames(&mut reader, &sender);
+        })?;
+        Ok(Running { command: command.to_owned(), stream, said, reader: Some(thread) })
     }
 }
 
@@ -165,12 +152,7 @@ impl Running {
 
     /// A second handle on the command's standard input, for another thread.
     pub fn input(&self) -> Result<Input> {
-        Ok(Input {
-            stream: self
-                .stream
-                .try_clone()
-                .context("cannot duplicate a socket")?,
-        })
+        Ok(Input { stream: self.stream.try_clone().context("cannot duplicate a socket")? })
     }
 
     /// Sends bytes to the command's standard input.
@@ -231,14 +213,7 @@ impl Input {
     fn send(&mut self, frame: &[u8]) -> Result<()> {
         match self.stream.write_all(frame) {
             // The command has ended and its status is on the way, or there already.
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    ErrorKind::BrokenPipe | ErrorKind::ConnectionReset
-                ) =>
-            {
-                Ok(())
-            }
+            Err(error) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => Ok(()),
             result => result.context("lost the host"),
         }
     }

@@ -26,11 +26,7 @@ pub struct Host {
 impl Host {
     /// Joins a machine and the agent in its dom0.
     pub fn new(name: &str, machine: Machine, agent: Agent) -> Self {
-        Self {
-            name: name.to_owned(),
-            machine: Mutex::new(machine),
-            agent,
-        }
+        Self { name: name.to_owned(), machine: Mutex::new(machine), agent }
     }
 
     /// `a` or `b`. In the dom0s, and for ssh, the host is called `hosta` or `hostb`.
@@ -40,9 +36,7 @@ impl Host {
 
     /// The hardware below.
     pub fn machine(&self) -> MutexGuard<'_, Machine> {
-        self.machine
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.machine.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// The agent in the dom0.
@@ -52,31 +46,21 @@ impl Host {
 
     /// Runs a bash command line in the dom0 and waits for its end; a failing command is no error.
     pub fn run(&self, command: &str) -> Result<Output> {
-        self.agent
-            .run(command)
-            .with_context(|| format!("host {}: {command}", self.name))
+        self.agent.run(command).with_context(|| format!("host {}: {command}", self.name))
     }
 
     /// Runs a command that must succeed; returns its standard output without trailing newlines.
     pub fn sh(&self, command: &str) -> Result<String> {
         let output = self.run(command)?;
         if !output.ok() {
-            bail!(
-                "host {}: `{command}` ended with {}\n{}{}",
-                self.name,
-                output.status,
-                output.stdout,
-                output.stderr
-            );
+            bail!("host {}: `{command}` ended with {}\n{}{}", self.name, output.status, output.stdout, output.stderr);
         }
         Ok(output.stdout.trim_end_matches('\n').to_owned())
     }
 
     /// Starts a command and returns at once. Dropping the result kills the command.
     pub fn spawn(&self, command: &str) -> Result<Running> {
-        self.agent
-            .start(command)
-            .with_context(|| format!("host {}: {command}", self.name))
+        self.agent.start(command).with_context(|| format!("host {}: {command}", self.name))
     }
 
     /// Copies files and directories into the dom0, see [`push`].
@@ -105,10 +89,7 @@ impl Host {
     pub fn wait_ready(&self) -> Result<()> {
         wait_until(BOOT_LIMIT, &format!("host {} ready", self.name), || {
             if !self.machine().is_on()? {
-                bail!(
-                    "host {} ended while it booted: see its console log",
-                    self.name
-                );
+                bail!("host {} ended while it booted: see its console log", self.name);
             }
             Ok(self.agent.answers().then_some(()))
         })
@@ -127,12 +108,7 @@ impl Host {
     /// Sets the dom0's clock, and through it Xen's, to ours: a snapshot brings old time back.
     pub fn set_clock(&self) -> Result<()> {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
-        self.sh(&format!(
-            "date -s @{}.{:03} >/dev/null",
-            now.as_secs(),
-            now.subsec_millis()
-        ))
-        .map(drop)
+        self.sh(&format!("date -s @{}.{:03} >/dev/null", now.as_secs(), now.subsec_millis())).map(drop)
     }
 
     /// `kill -9` of every process in the dom0 whose command line matches the extended regular
@@ -142,10 +118,8 @@ impl Host {
     /// No process matched.
     pub fn kill9(&self, pattern: &str) -> Result<()> {
         // The bracket keeps the pattern from matching the shell that carries it.
-        let output = self.run(&format!(
-            "pids=$(pgrep -f -- {} | grep -vx $$); [ -n \"$pids\" ] && kill -9 $pids",
-            quote(pattern)
-        ))?;
+        let output = self
+            .run(&format!("pids=$(pgrep -f -- {} | grep -vx $$); [ -n \"$pids\" ] && kill -9 $pids", quote(pattern)))?;
         if !output.ok() {
             bail!("host {}: no process matches '{pattern}'", self.name);
         }
@@ -200,43 +174,20 @@ pub fn push(agent: &Agent, files: &[impl AsRef<Path>], destination: &str) -> Res
     let one = files.len() == 1 && !destination.ends_with('/');
     for file in files {
         let file = file.as_ref();
-        let meta = file
-            .metadata()
-            .with_context(|| format!("cannot read {}", file.display()))?;
-        let name = file
-            .file_name()
-            .context("a file to push needs a name")?
-            .to_string_lossy();
+        let meta = file.metadata().with_context(|| format!("cannot read {}", file.display()))?;
+        let name = file.file_name().context("a file to push needs a name")?.to_string_lossy();
         if meta.is_dir() {
             push_directory(agent, file, destination)?;
             continue;
         }
         let data = std::fs::read(file)?;
-        push_bytes(
-            agent,
-            &data,
-            meta.permissions().mode() & 0o7777,
-            destination,
-            &name,
-            one,
-        )?;
+        push_bytes(agent, &data, meta.permissions().mode() & 0o7777, destination, &name, one)?;
     }
     Ok(())
 }
 
-fn push_bytes(
-    agent: &Agent,
-    data: &[u8],
-    mode: u32,
-    destination: &str,
-    name: &str,
-    may_rename: bool,
-) -> Result<()> {
-    let into = if may_rename {
-        "[ -d \"$d\" ] && d=$d/$n"
-    } else {
-        "d=$d/$n"
-    };
+fn push_bytes(agent: &Agent, data: &[u8], mode: u32, destination: &str, name: &str, may_rename: bool) -> Result<()> {
+    let into = if may_rename { "[ -d \"$d\" ] && d=$d/$n" } else { "d=$d/$n" };
     let mut running = agent.start(&format!(
         "d={} n={}; {into}; mkdir -p \"$(dirname \"$d\")\" && cat >\"$d.part$$\" && \
          chmod {mode:o} \"$d.part$$\" && mv -f \"$d.part$$\" \"$d\"",
@@ -249,26 +200,18 @@ fn push_bytes(
 
 fn push_directory(agent: &Agent, directory: &Path, destination: &str) -> Result<()> {
     let directory = directory.canonicalize()?;
-    let parent = directory
-        .parent()
-        .context("cannot push the root directory")?;
+    let parent = directory.parent().context("cannot push the root directory")?;
     let tar = Command::new("tar")
         .args(["-cf", "-", "-C"])
         .arg(parent)
-        .arg(
-            directory
-                .file_name()
-                .context("a directory to push needs a name")?,
-        )
+        .arg(directory.file_name().context("a directory to push needs a name")?)
         .output()
         .context("cannot run tar")?;
     if !tar.status.success() {
         bail!("tar: {}", String::from_utf8_lossy(&tar.stderr).trim());
     }
     let destination = quote(destination);
-    let mut running = agent.start(&format!(
-        "mkdir -p {destination} && tar -xf - -C {destination}"
-    ))?;
+    let mut running = agent.start(&format!("mkdir -p {destination} && tar -xf - -C {destination}"))?;
     running.write(&tar.stdout)?;
     finish(running, "unpacking")
 }
@@ -283,11 +226,7 @@ fn finish(running: Running, what: &str) -> Result<()> {
 
 /// Reads a file of a dom0.
 pub fn pull(agent: &Agent, path: &str) -> Result<Vec<u8>> {
-    collect(
-        agent,
-        &format!("cat -- {}", quote(path)),
-        Duration::from_secs(600),
-    )
+    collect(agent, &format!("cat -- {}", quote(path)), Duration::from_secs(600))
 }
 
 /// Standard output of a command that must succeed, as bytes. `limit` is for each silence.
@@ -301,10 +240,7 @@ fn collect(agent: &Agent, command: &str, limit: Duration) -> Result<Vec<u8>> {
             Some(Said::Stderr(data)) => stderr.extend(data),
             Some(Said::End(0)) => return Ok(stdout),
             Some(Said::End(status)) => {
-                bail!(
-                    "ended with {status}: {}",
-                    String::from_utf8_lossy(&stderr).trim()
-                );
+                bail!("ended with {status}: {}", String::from_utf8_lossy(&stderr).trim());
             }
             None => bail!("the host said nothing for {} s", limit.as_secs()),
         }

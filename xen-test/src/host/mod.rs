@@ -1,10 +1,7 @@
 //! One nested Xen host: a QEMU process and the agent in its dom0.
 
 mod agent;
-#[expect(
-    clippy::module_inception,
-    reason = "the host is what the folder is about"
-)]
+#[expect(clippy::module_inception, reason = "the host is what the folder is about")]
 mod host;
 mod qemu;
 mod qmp;

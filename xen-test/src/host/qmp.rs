@@ -18,14 +18,11 @@ pub struct Qmp {
 impl Qmp {
     /// Connects and leaves negotiation mode. A call later fails after `limit` without an answer.
     pub fn connect(socket: &Path, limit: Duration) -> Result<Self> {
-        let writer = UnixStream::connect(socket)
-            .with_context(|| format!("cannot reach QEMU at {}", socket.display()))?;
+        let writer =
+            UnixStream::connect(socket).with_context(|| format!("cannot reach QEMU at {}", socket.display()))?;
         writer.set_read_timeout(Some(limit))?;
         writer.set_write_timeout(Some(limit))?;
-        let mut qmp = Self {
-            reader: BufReader::new(writer.try_clone()?),
-            writer,
-        };
+        let mut qmp = Self { reader: BufReader::new(writer.try_clone()?), writer };
         qmp.read()?;
         qmp.call("qmp_capabilities", &json!({}))?;
         Ok(qmp)
@@ -57,12 +54,7 @@ impl Qmp {
 
     fn read(&mut self) -> Result<Value> {
         let mut line = String::new();
-        if self
-            .reader
-            .read_line(&mut line)
-            .context("no answer from QEMU")?
-            == 0
-        {
+        if self.reader.read_line(&mut line).context("no answer from QEMU")? == 0 {
             bail!("QEMU closed its monitor: it has ended");
         }
         serde_json::from_str(&line).context("QEMU's answer is no JSON")

@@ -60,16 +60,7 @@ pub fn build(out: &Path, resolution: &Resolution) -> Result<()> {
     initramfs(&root, out, &version)?;
     progress!("writing the root file system");
     run(Command::new("mke2fs")
-        .args([
-            "-q",
-            "-t",
-            "ext4",
-            "-O",
-            "^has_journal,^metadata_csum",
-            "-m",
-            "0",
-            "-d",
-        ])
+        .args(["-q", "-t", "ext4", "-O", "^has_journal,^metadata_csum", "-m", "0", "-d"])
         .arg(&root)
         .arg(out.join("root.img"))
         .arg("4G"))?;
@@ -98,14 +89,11 @@ fn unpack_kernel(root: &Path, out: &Path, resolution: &Resolution) -> Result<Str
     // The bootstrapped tree has no package lists left; its own apt fetches them again.
     let work = out.join("kernel");
     std::fs::create_dir_all(&work)?;
-    run(Command::new("chroot")
-        .arg(root)
-        .args(["sh", "-c"])
-        .arg(format!(
-            "cd /tmp && apt-get -q update >/dev/null && apt-get -q download {} && apt-get clean && \
+    run(Command::new("chroot").arg(root).args(["sh", "-c"]).arg(format!(
+        "cd /tmp && apt-get -q update >/dev/null && apt-get -q download {} && apt-get clean && \
          rm -rf /var/lib/apt/lists/*",
-            resolution.kernel
-        )))?;
+        resolution.kernel
+    )))?;
     let deb = std::fs::read_dir(root.join("tmp"))?
         .flatten()
         .map(|entry| entry.path())
@@ -113,19 +101,13 @@ fn unpack_kernel(root: &Path, out: &Path, resolution: &Resolution) -> Result<Str
         .context("apt-get download left no kernel package")?;
     run(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(&work))?;
     std::fs::remove_file(&deb)?;
-    let version = resolution
-        .kernel
-        .trim_start_matches("linux-image-")
-        .to_owned();
+    let version = resolution.kernel.trim_start_matches("linux-image-").to_owned();
     let modules = work.join("lib/modules").join(&version);
     for tree in UNUSED_MODULES {
         let _ = std::fs::remove_dir_all(modules.join("kernel").join(tree));
     }
     std::fs::create_dir_all(root.join("usr/lib/modules"))?;
-    run(Command::new("cp")
-        .arg("-a")
-        .arg(&modules)
-        .arg(root.join("usr/lib/modules").join(&version)))?;
+    run(Command::new("cp").arg("-a").arg(&modules).arg(root.join("usr/lib/modules").join(&version)))?;
     run(Command::new("depmod").arg("-b").arg(root).arg(&version))?;
     let kernel = work.join("boot").join(format!("vmlinuz-{version}"));
     std::fs::copy(&kernel, out.join("vmlinuz")).context("the kernel package has no vmlinuz")?;
@@ -133,10 +115,7 @@ fn unpack_kernel(root: &Path, out: &Path, resolution: &Resolution) -> Result<Str
     std::fs::copy(&kernel, root.join("opt/guest/vmlinuz"))?;
     std::fs::remove_dir_all(&work)?;
     // The guest's initramfs is packed later, from these.
-    run(Command::new("cp")
-        .arg("-a")
-        .arg(root.join("usr/lib/modules").join(&version))
-        .arg(out.join("modules")))?;
+    run(Command::new("cp").arg("-a").arg(root.join("usr/lib/modules").join(&version)).arg(out.join("modules")))?;
     std::fs::write(out.join("kernel-version"), &version)?;
     Ok(version)
 }
@@ -152,9 +131,7 @@ fn make_keys(root: &Path, out: &Path) -> Result<()> {
         }
     }
     let keygen = |path: &Path, comment: &str| {
-        run(Command::new("ssh-keygen")
-            .args(["-q", "-t", "ed25519", "-N", "", "-C", comment, "-f"])
-            .arg(path))
+        run(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-C", comment, "-f"]).arg(path))
     };
     let user = ssh.join("id_ed25519");
     keygen(&user, "xen-test")?;
@@ -163,10 +140,7 @@ fn make_keys(root: &Path, out: &Path) -> Result<()> {
     let host = root.join("etc/ssh/ssh_host_ed25519_key");
     keygen(&host, "xen-test-host")?;
     let public = std::fs::read_to_string(host.with_extension("pub"))?;
-    let line = format!(
-        "hosta,hostb,10.77.0.*,10.78.0.*,fd77::* {}\n",
-        public.trim()
-    );
+    let line = format!("hosta,hostb,10.77.0.*,10.78.0.*,fd77::* {}\n", public.trim());
     std::fs::write(root.join("etc/ssh/ssh_known_hosts"), &line)?;
     std::fs::write(out.join("known_hosts"), &line)?;
     Ok(())

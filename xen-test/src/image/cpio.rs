@@ -63,13 +63,10 @@ impl Archive {
         let size = u32::try_from(data.len()).expect("a file of an initramfs is below 4 GiB");
         let name_size = u32::try_from(path.len() + 1).expect("a path is short");
         // ino mode uid gid nlink mtime filesize devmajor devminor rdevmajor rdevminor namesize check
-        let fields = [
-            self.inode, mode, 0, 0, links, 0, size, 0, 0, device.0, device.1, name_size, 0,
-        ];
+        let fields = [self.inode, mode, 0, 0, links, 0, size, 0, 0, device.0, device.1, name_size, 0];
         self.bytes.extend_from_slice(b"070701");
         for field in fields {
-            self.bytes
-                .extend_from_slice(format!("{field:08x}").as_bytes());
+            self.bytes.extend_from_slice(format!("{field:08x}").as_bytes());
         }
         self.bytes.extend_from_slice(path.as_bytes());
         self.bytes.push(0);
@@ -99,21 +96,15 @@ mod tests {
         archive.symlink("a/link", "b/tool");
         let bytes = archive.finish();
         assert_eq!(bytes.len() % 4, 0);
-        let Ok(mut child) = Command::new("cpio")
-            .args(["-i", "-d", "--quiet"])
-            .current_dir(dir.path())
-            .stdin(Stdio::piped())
-            .spawn()
+        let Ok(mut child) =
+            Command::new("cpio").args(["-i", "-d", "--quiet"]).current_dir(dir.path()).stdin(Stdio::piped()).spawn()
         else {
             eprintln!("no cpio on this machine: only the sizes were checked");
             return;
         };
         child.stdin.take().unwrap().write_all(&bytes).unwrap();
         assert!(child.wait().unwrap().success());
-        assert_eq!(
-            std::fs::read(dir.path().join("a/b/tool")).unwrap(),
-            b"12345"
-        );
+        assert_eq!(std::fs::read(dir.path().join("a/b/tool")).unwrap(), b"12345");
         assert_eq!(std::fs::read(dir.path().join("a/empty")).unwrap(), b"");
         assert_eq!(std::fs::read(dir.path().join("a/link")).unwrap(), b"12345");
     }

@@ -67,12 +67,7 @@ pub struct Resolution {
 /// Package versions current at the mirror. Asked at most once a day; without a network the last
 /// answer is used.
 pub fn resolve(cache: &Path) -> Result<Resolution> {
-    let wanted = PACKAGES
-        .iter()
-        .chain([&KERNEL])
-        .copied()
-        .collect::<Vec<_>>()
-        .join(" ");
+    let wanted = PACKAGES.iter().chain([&KERNEL]).copied().collect::<Vec<_>>().join(" ");
     let file = cache.join(format!("resolved-{}", short_hash([wanted.as_bytes()])));
     let age = std::fs::metadata(&file)
         .and_then(|meta| meta.modified())
@@ -119,32 +114,17 @@ fn ask_apt(cache: &Path) -> Result<String> {
         ] {
             command.arg("-o").arg(format!("{name}={}", value.display()));
         }
-        command
-            .stdin(std::process::Stdio::null())
-            .env("LC_ALL", "C");
+        command.stdin(std::process::Stdio::null()).env("LC_ALL", "C");
         command
     };
-    let update = command()
-        .args(["-q", "update"])
-        .output()
-        .context("cannot run apt-get")?;
+    let update = command().args(["-q", "update"]).output().context("cannot run apt-get")?;
     if !update.status.success() {
-        bail!(
-            "apt-get update failed: {}",
-            String::from_utf8_lossy(&update.stderr).trim()
-        );
+        bail!("apt-get update failed: {}", String::from_utf8_lossy(&update.stderr).trim());
     }
-    let plan = command()
-        .args(["-s", "-q", "install"])
-        .args(PACKAGES)
-        .arg(KERNEL)
-        .output()
-        .context("cannot run apt-get")?;
+    let plan =
+        command().args(["-s", "-q", "install"]).args(PACKAGES).arg(KERNEL).output().context("cannot run apt-get")?;
     if !plan.status.success() {
-        bail!(
-            "apt-get cannot resolve: {}",
-            String::from_utf8_lossy(&plan.stderr).trim()
-        );
+        bail!("apt-get cannot resolve: {}", String::from_utf8_lossy(&plan.stderr).trim());
     }
     let plan = String::from_utf8_lossy(&plan.stdout);
     // "Inst NAME (VERSION Origin... [arch])"
@@ -166,10 +146,7 @@ fn parse(text: &str) -> Result<Resolution> {
         .filter_map(|line| line.split(' ').next())
         .find(|name| name.starts_with("linux-image-") && *name != KERNEL)
         .context("apt named no kernel package: delete the cache directory and try again")?;
-    Ok(Resolution {
-        text: text.to_owned(),
-        kernel: kernel.to_owned(),
-    })
+    Ok(Resolution { text: text.to_owned(), kernel: kernel.to_owned() })
 }
 
 /// 16 hexadecimal digits over the parts and their lengths.

@@ -25,21 +25,9 @@ struct OverlayFile {
 }
 
 const OVERLAY: &[OverlayFile] = &[
-    OverlayFile {
-        path: "usr/lib/xen-test/init",
-        mode: 0o755,
-        text: include_str!("overlay/xt-init"),
-    },
-    OverlayFile {
-        path: "usr/lib/xen-test/agent.py",
-        mode: 0o644,
-        text: include_str!("overlay/agent.py"),
-    },
-    OverlayFile {
-        path: "etc/xen/xl.conf",
-        mode: 0o644,
-        text: "autoballoon=\"off\"\nvif.default.bridge=\"xenbr0\"\n",
-    },
+    OverlayFile { path: "usr/lib/xen-test/init", mode: 0o755, text: include_str!("overlay/xt-init") },
+    OverlayFile { path: "usr/lib/xen-test/agent.py", mode: 0o644, text: include_str!("overlay/agent.py") },
+    OverlayFile { path: "etc/xen/xl.conf", mode: 0o644, text: "autoballoon=\"off\"\nvif.default.bridge=\"xenbr0\"\n" },
     OverlayFile {
         path: "etc/hosts",
         mode: 0o644,
@@ -59,16 +47,8 @@ const OVERLAY: &[OverlayFile] = &[
         text: "Host *\n    BatchMode yes\n    StrictHostKeyChecking yes\n\
                \x20   GSSAPIAuthentication no\n",
     },
-    OverlayFile {
-        path: "etc/resolv.conf",
-        mode: 0o644,
-        text: "",
-    },
-    OverlayFile {
-        path: "root/.bashrc",
-        mode: 0o644,
-        text: "PS1='\\h:\\w# '\nalias ll='ls -la'\n",
-    },
+    OverlayFile { path: "etc/resolv.conf", mode: 0o644, text: "" },
+    OverlayFile { path: "root/.bashrc", mode: 0o644, text: "PS1='\\h:\\w# '\nalias ll='ls -la'\n" },
 ];
 
 /// A finished image: the directory of its files.
@@ -115,11 +95,7 @@ impl Image {
 
     /// Name of the image in the cache: a hash of all that it is made of.
     pub fn key(&self) -> String {
-        self.dir
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned()
+        self.dir.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 }
 
@@ -130,13 +106,13 @@ pub fn cache_dir() -> Result<PathBuf> {
         Some(dir) if !dir.is_empty() => PathBuf::from(dir),
         _ => match std::env::var_os("XDG_CACHE_HOME") {
             Some(dir) if !dir.is_empty() => PathBuf::from(dir).join("remus-xen-test"),
-            _ => PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/root".into()))
-                .join(".cache/remus-xen-test"),
+            _ => {
+                PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/root".into())).join(".cache/remus-xen-test")
+            }
         },
     };
     std::fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
-    dir.canonicalize()
-        .with_context(|| format!("cannot use {}", dir.display()))
+    dir.canonicalize().with_context(|| format!("cannot use {}", dir.display()))
 }
 
 /// The current image, built if the cache lacks it. Only one process builds at a time; the others
@@ -145,23 +121,14 @@ pub fn ensure() -> Result<Image> {
     ensure_tools()?;
     let images = cache_dir()?.join("images");
     std::fs::create_dir_all(&images)?;
-    let _lock = lock(
-        &images.join("lock"),
-        "another xen-test is building the image: waiting",
-    )?;
+    let _lock = lock(&images.join("lock"), "another xen-test is building the image: waiting")?;
     let resolution = key::resolve(&images)?;
     let build_rules: [&[u8]; 2] = [include_bytes!("build.rs"), include_bytes!("key.rs")];
     let initramfs: &[u8] = include_bytes!("overlay/initramfs-init");
-    let overlay = OVERLAY.iter().flat_map(|file| {
-        [
-            file.path.as_bytes(),
-            file.text.as_bytes(),
-            if file.mode & 1 == 1 { b"x" } else { b"-" },
-        ]
-    });
-    let parts = [resolution.text.as_bytes(), initramfs]
-        .into_iter()
-        .chain(build_rules);
+    let overlay = OVERLAY
+        .iter()
+        .flat_map(|file| [file.path.as_bytes(), file.text.as_bytes(), if file.mode & 1 == 1 { b"x" } else { b"-" }]);
+    let parts = [resolution.text.as_bytes(), initramfs].into_iter().chain(build_rules);
     let dir = images.join(key::short_hash(parts.chain(overlay)));
     if dir.is_dir() {
         return Ok(Image { dir });
@@ -176,21 +143,13 @@ pub fn ensure() -> Result<Image> {
     std::fs::create_dir_all(&building)?;
     build::build(&building, &resolution)?;
     std::fs::rename(&building, &dir)?;
-    progress!(
-        "image {} built in {:.0} s",
-        dir.display(),
-        start.elapsed().as_secs_f32()
-    );
+    progress!("image {} built in {:.0} s", dir.display(), start.elapsed().as_secs_f32());
     Ok(Image { dir })
 }
 
 /// Takes an exclusive lock on a file; says `waiting` if it is not free at once. Blocks.
 pub fn lock(path: &Path, waiting: &str) -> Result<Flock<File>> {
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(path)?;
+    let file = File::options().create(true).truncate(false).write(true).open(path)?;
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(lock) => Ok(lock),
         Err((file, _)) => {

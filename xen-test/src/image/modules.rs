@@ -18,25 +18,18 @@ impl ModuleTree {
     /// Reads `modules.dep` of the tree at `root`.
     pub fn read(root: &Path) -> Result<Self> {
         let file = root.join("modules.dep");
-        let text = std::fs::read_to_string(&file)
-            .with_context(|| format!("cannot read {}", file.display()))?;
+        let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
         Ok(Self::parse(&text))
     }
 
     fn parse(text: &str) -> Self {
-        let mut tree = Self {
-            needs: BTreeMap::new(),
-            names: BTreeMap::new(),
-        };
+        let mut tree = Self { needs: BTreeMap::new(), names: BTreeMap::new() };
         for line in text.lines() {
             let Some((path, needs)) = line.split_once(':') else {
                 continue;
             };
             tree.names.insert(module_name(path), path.to_owned());
-            tree.needs.insert(
-                path.to_owned(),
-                needs.split_whitespace().map(str::to_owned).collect(),
-            );
+            tree.needs.insert(path.to_owned(), needs.split_whitespace().map(str::to_owned).collect());
         }
         tree
     }

@@ -28,11 +28,8 @@ pub fn ensure_tools() -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("xen-test needs root (network namespaces, taps, images): run it with sudo");
     }
-    let missing: Vec<&str> = TOOLS
-        .iter()
-        .filter(|(program, _)| find_program(program).is_none())
-        .map(|(_, package)| *package)
-        .collect();
+    let missing: Vec<&str> =
+        TOOLS.iter().filter(|(program, _)| find_program(program).is_none()).map(|(_, package)| *package).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -49,15 +46,9 @@ pub fn ensure_tools() -> Result<()> {
     };
     if !install()?.success() {
         progress!("apt-get install failed; once more after apt-get update");
-        Command::new("apt-get")
-            .args(["update", "-q"])
-            .stdout(std::io::stderr())
-            .status()?;
+        Command::new("apt-get").args(["update", "-q"]).stdout(std::io::stderr()).status()?;
         if !install()?.success() {
-            bail!(
-                "apt-get could not install: run `apt-get install {}` by hand",
-                missing.join(" ")
-            );
+            bail!("apt-get could not install: run `apt-get install {}` by hand", missing.join(" "));
         }
     }
     Ok(())

@@ -98,30 +98,19 @@ impl Links {
              addr add {MANAGEMENT_HARNESS}/24 dev mgmt\n"
         ));
         // The hosts must not find a way around a cut link through the management network.
-        let isolate: String = hosts
-            .iter()
-            .map(|host| format!("link set dev mgmt-{host} isolated on\n"))
-            .collect();
+        let isolate: String = hosts.iter().map(|host| format!("link set dev mgmt-{host} isolated on\n")).collect();
         netns.call(move || {
             // No address on the data bridge itself, not even a link-local one: it is a wire.
-            let quiet = |dir: &str, name: &str| {
-                std::fs::write(format!("/proc/sys/net/ipv6/conf/{dir}/{name}"), "0")
-            };
+            let quiet = |dir: &str, name: &str| std::fs::write(format!("/proc/sys/net/ipv6/conf/{dir}/{name}"), "0");
             // Absent when the kernel has no IPv6: then there is nothing to quieten.
             let _ = quiet("default", "accept_dad");
             let _ = quiet("all", "accept_dad");
             batched("ip", &batch)?;
             batched("bridge", &isolate)
         })??;
-        let parties = Party::ALL
-            .into_iter()
-            .filter(|party| *party == Party::Client || hosts.contains(&party.name()))
-            .collect();
-        Ok(Self {
-            netns,
-            parties,
-            cuts: Mutex::default(),
-        })
+        let parties =
+            Party::ALL.into_iter().filter(|party| *party == Party::Client || hosts.contains(&party.name())).collect();
+        Ok(Self { netns, parties, cuts: Mutex::default() })
     }
 
     /// Cuts the link between two parties: nothing passes between them, in either direction, and
@@ -174,18 +163,14 @@ fn third(one: Party, other: Party) -> Option<Party> {
     if one == other {
         return None;
     }
-    Party::ALL
-        .into_iter()
-        .find(|party| *party != one && *party != other)
+    Party::ALL.into_iter().find(|party| *party != one && *party != other)
 }
 
 /// (isolated, forwarding) of a party's port. Isolated ports do not talk to each other: one cut pair
 /// is two isolated ports; with more cuts a party without any link left is switched off.
 fn port_state(party: Party, cuts: Cuts) -> (bool, bool) {
     let all_cuts = cuts.iter().filter(|cut| **cut).count();
-    let own_cuts = (0..3)
-        .filter(|pair| *pair != party.index() && cuts[*pair])
-        .count();
+    let own_cuts = (0..3).filter(|pair| *pair != party.index() && cuts[*pair]).count();
     (all_cuts == 1 && own_cuts == 1, own_cuts < 2)
 }
 
@@ -198,17 +183,10 @@ fn batched(program: &str, commands: &str) -> Result<()> {
         .stderr(Stdio::piped())
         .spawn()
         .with_context(|| format!("cannot run {program}"))?;
-    child
-        .stdin
-        .take()
-        .expect("piped")
-        .write_all(commands.as_bytes())?;
+    child.stdin.take().expect("piped").write_all(commands.as_bytes())?;
     let output = child.wait_with_output()?;
     if !output.status.success() {
-        bail!(
-            "{program} failed: {}",
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
+        bail!("{program} failed: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(())
 }
@@ -227,17 +205,9 @@ mod tests {
     fn every_combination_of_cuts_cuts_just_those_pairs() {
         for bits in 0..8 {
             let cuts: Cuts = std::array::from_fn(|pair| bits & (1 << pair) != 0);
-            for (one, other) in [
-                (Party::A, Party::B),
-                (Party::A, Party::Client),
-                (Party::B, Party::Client),
-            ] {
+            for (one, other) in [(Party::A, Party::B), (Party::A, Party::Client), (Party::B, Party::Client)] {
                 let cut = cuts[third(one, other).unwrap().index()];
-                assert_eq!(
-                    connected(one, other, cuts),
-                    !cut,
-                    "{one:?}-{other:?} with {cuts:?}"
-                );
+                assert_eq!(connected(one, other, cuts), !cut, "{one:?}-{other:?} with {cuts:?}");
             }
         }
     }

@@ -24,27 +24,21 @@ impl NetNs {
     pub fn new() -> Result<Self> {
         let (jobs, inbox) = channel::<Job>();
         let (started, start) = channel();
-        let handle = std::thread::Builder::new()
-            .name("netns".into())
-            .spawn(move || {
-                let result = unshare(CloneFlags::CLONE_NEWNET);
-                let failed = result.is_err();
-                let _ = started.send(result.map(|()| gettid().as_raw()));
-                if !failed {
-                    for job in inbox {
-                        job();
-                    }
+        let handle = std::thread::Builder::new().name("netns".into()).spawn(move || {
+            let result = unshare(CloneFlags::CLONE_NEWNET);
+            let failed = result.is_err();
+            let _ = started.send(result.map(|()| gettid().as_raw()));
+            if !failed {
+                for job in inbox {
+                    job();
                 }
-            })?;
+            }
+        })?;
         let thread = start
             .recv()
             .context("the namespace thread died")?
             .context("cannot make a network namespace (CONFIG_NET_NS, root needed)")?;
-        Ok(Self {
-            jobs: Some(jobs),
-            thread,
-            handle: Some(handle),
-        })
+        Ok(Self { jobs: Some(jobs), thread, handle: Some(handle) })
     }
 
     /// Kernel id of the thread inside: `/proc/PID/task/THREAD/ns/net` is the namespace.
@@ -77,16 +71,13 @@ impl NetNs {
             setns(&file, CloneFlags::CLONE_NEWNET).context("cannot enter the network namespace")?;
             Ok(job())
         };
-        Ok(std::thread::Builder::new()
-            .name("in-netns".into())
-            .spawn(body)?)
+        Ok(std::thread::Builder::new().name("in-netns".into()).spawn(body)?)
     }
 
     /// The namespace as an open file, for `setns`.
     pub fn open(&self) -> Result<File> {
         let pid = std::process::id();
-        File::open(format!("/proc/{pid}/task/{}/ns/net", self.thread))
-            .context("the namespace thread is gone")
+        File::open(format!("/proc/{pid}/task/{}/ns/net", self.thread)).context("the namespace thread is gone")
     }
 }
 

@@ -23,22 +23,14 @@ impl Child {
     pub fn command(program: impl AsRef<OsStr>) -> Command {
         // PR_SET_PDEATHSIG would need unsafe code between fork and exec; setpriv does it for us.
         let mut command = Command::new("setpriv");
-        command
-            .args(["--pdeathsig", "KILL", "--"])
-            .arg(program)
-            .process_group(0);
+        command.args(["--pdeathsig", "KILL", "--"]).arg(program).process_group(0);
         command
     }
 
     /// Starts a command made by [`Child::command`].
     pub fn spawn(name: &str, command: &mut Command) -> Result<Self> {
-        let process = command
-            .spawn()
-            .with_context(|| format!("cannot start {name}"))?;
-        Ok(Self {
-            process,
-            name: name.to_owned(),
-        })
+        let process = command.spawn().with_context(|| format!("cannot start {name}"))?;
+        Ok(Self { process, name: name.to_owned() })
     }
 
     /// Process id.
@@ -48,9 +40,7 @@ impl Child {
 
     /// The exit status, if the process has ended.
     pub fn try_wait(&mut self) -> Result<Option<ExitStatus>> {
-        self.process
-            .try_wait()
-            .with_context(|| format!("cannot wait for {}", self.name))
+        self.process.try_wait().with_context(|| format!("cannot wait for {}", self.name))
     }
 
     /// The process's pipes and `wait`.
@@ -60,8 +50,7 @@ impl Child {
 
     /// Sends a signal to the process alone.
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        kill(Pid::from_raw(self.pid()), signal)
-            .with_context(|| format!("cannot send {signal} to {}", self.name))
+        kill(Pid::from_raw(self.pid()), signal).with_context(|| format!("cannot send {signal} to {}", self.name))
     }
 
     /// Kills the process and waits until it is gone.
@@ -117,10 +106,7 @@ mod tests {
         assert!(start_time(i32::try_from(std::process::id()).unwrap()).is_some());
         let mut child = Child::spawn("true", &mut Child::command("true")).unwrap();
         let pid = child.pid();
-        wait_until(Duration::from_secs(10), "zombie", || {
-            Ok(start_time(pid).is_none().then_some(()))
-        })
-        .unwrap();
+        wait_until(Duration::from_secs(10), "zombie", || Ok(start_time(pid).is_none().then_some(()))).unwrap();
         child.kill();
     }
 }

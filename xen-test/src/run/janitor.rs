@@ -40,10 +40,8 @@ fn kill_recorded(file: &Path) {
         return;
     };
     let mut words = text.split_whitespace();
-    let (Some(Ok(pid)), Some(Ok(start))) = (
-        words.next().map(str::parse::<i32>),
-        words.next().map(str::parse::<u64>),
-    ) else {
+    let (Some(Ok(pid)), Some(Ok(start))) = (words.next().map(str::parse::<i32>), words.next().map(str::parse::<u64>))
+    else {
         return;
     };
     if start_time(pid) == Some(start) {
@@ -77,17 +75,10 @@ mod tests {
         };
         let me = i32::try_from(std::process::id()).unwrap();
         let start = start_time(me).unwrap();
-        for (name, record) in [
-            ("living", record(me, start)),
-            ("dead", record(me, start + 1)),
-        ] {
+        for (name, record) in [("living", record(me, start)), ("dead", record(me, start + 1))] {
             let dir = runs.path().join(name);
             std::fs::create_dir(&dir).unwrap();
-            std::fs::write(
-                dir.join("record.json"),
-                serde_json::to_vec(&record).unwrap(),
-            )
-            .unwrap();
+            std::fs::write(dir.join("record.json"), serde_json::to_vec(&record).unwrap()).unwrap();
         }
         let pid = child.pid();
         let stamp = format!("{pid} {}", start_time(pid).unwrap());
@@ -95,9 +86,6 @@ mod tests {
         sweep(runs.path()).unwrap();
         assert!(runs.path().join("living").exists());
         assert!(!runs.path().join("dead").exists());
-        wait_until(Duration::from_secs(10), "process killed", || {
-            child.try_wait()
-        })
-        .unwrap();
+        wait_until(Duration::from_secs(10), "process killed", || child.try_wait()).unwrap();
     }
 }

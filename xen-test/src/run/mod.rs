@@ -6,6 +6,7 @@ mod janitor;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
@@ -50,10 +51,10 @@ impl Record {
     /// There is none, or its process is gone.
     pub fn of(name: &str) -> Result<Self> {
         let file = runs_dir()?.join(name).join("record.json");
-        let text = std::fs::read(&file)
-            .with_context(|| format!("no run called '{name}': start it with `xen-test up`"))?;
-        let record: Self = serde_json::from_slice(&text)
-            .with_context(|| format!("cannot understand {}", file.display()))?;
+        let text =
+            std::fs::read(&file).with_context(|| format!("no run called '{name}': start it with `xen-test up`"))?;
+        let record: Self =
+            serde_json::from_slice(&text).with_context(|| format!("cannot understand {}", file.display()))?;
         if !record.is_alive() {
             bail!("run '{name}' has ended: start it with `xen-test up --name {name}`");
         }
@@ -93,30 +94,23 @@ impl RunDir {
         }
         let runs = runs_dir()?;
         sweep(&runs)?;
-        let lock = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(runs.join(format!("{name}.lock")))?;
+        let lock = File::options().create(true).truncate(false).write(true).open(runs.join(format!("{name}.lock")))?;
         let Ok(lock) = Flock::lock(lock, FlockArg::LockExclusiveNonblock) else {
             bail!("a run called '{name}' is up already: `xen-test down --name {name}` ends it");
         };
         let dir = runs.join(name);
         let _ = std::fs::remove_dir_all(&dir);
         std::fs::create_dir_all(&dir)?;
+        if let Ok(mut dirs) = OWN.lock() {
+            dirs.push(dir.clone());
+        }
         let all_logs = cache_dir()?.join("logs");
         std::fs::create_dir_all(&all_logs)?;
         prune(&all_logs)?;
-        let stamp = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)?
-            .as_secs();
+        let stamp = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
         let logs = all_logs.join(format!("{stamp}-{name}"));
         std::fs::create_dir_all(&logs)?;
-        Ok(Self {
-            dir,
-            logs,
-            _lock: lock,
-        })
+        Ok(Self { dir, logs, _lock: lock })
     }
 
     /// Directory for disks and sockets; gone after the run.
@@ -138,17 +132,29 @@ impl RunDir {
     }
 }
 
+/// Directories of the runs of this process, for [`remove_own_files`].
+static OWN: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+/// Removes the files of all runs of this process, just before it ends without unwinding.
+pub fn remove_own_files() {
+    if let Ok(dirs) = OWN.lock() {
+        for dir in dirs.iter() {
+            let _ = std::fs::remove_dir_all(dir);
+        }
+    }
+}
+
 impl Drop for RunDir {
     fn drop(&mut self) {
+        if let Ok(mut dirs) = OWN.lock() {
+            dirs.retain(|dir| *dir != self.dir);
+        }
         let _ = std::fs::remove_dir_all(&self.dir);
     }
 }
 
 fn prune(logs: &Path) -> Result<()> {
-    let mut names: Vec<_> = std::fs::read_dir(logs)?
-        .flatten()
-        .map(|e| e.path())
-        .collect();
+    let mut names: Vec<_> = std::fs::read_dir(logs)?.flatten().map(|e| e.path()).collect();
     names.sort();
     for old in names.iter().take(names.len().saturating_sub(KEPT_LOGS)) {
         let _ = std::fs::remove_dir_all(old);

@@ -1,0 +1,23 @@
+//! `run`: scenarios by name.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use super::interrupt::interruptible;
+use crate::host::MachineOptions;
+use crate::pair::BootOptions;
+use crate::scenario;
+
+/// Runs the scenarios that match; the last line of standard output is the tally.
+pub fn run(patterns: &[String]) -> Result<ExitCode> {
+    let scenarios = scenario::select(patterns)?;
+    let options = BootOptions {
+        name: format!("run-{}", std::process::id()),
+        hosts: scenarios.iter().map(|scenario| scenario.hosts).max().unwrap_or(1),
+        machine: MachineOptions::default(),
+    };
+    let tally = interruptible(move || scenario::run(&scenarios, &options))?;
+    println!("{tally}");
+    Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

@@ -1,0 +1,90 @@
+//! The test guest: its initramfs and its xl configurations.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use super::{cargo, target_dir};
+use crate::image::Image;
+use crate::image::cpio::Archive;
+use crate::image::modules::ModuleTree;
+
+/// Target that makes cargo apply the static-linking flag to the guest alone.
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// Kernel modules of the guest; everything else it needs is built in.
+const MODULES: [&str; 1] = ["xen-netfront"];
+
+/// Builds the guest's program and writes `initrd.gz`, `pvh.cfg` and `hvm.cfg` below `dir`. The
+/// kernel is in the image already, beside where these go.
+pub fn files(image: &Image, dir: &Path) -> Result<Vec<PathBuf>> {
+    std::fs::create_dir_all(dir)?;
+    let initrd = dir.join("initrd.gz");
+    std::fs::write(&initrd, initramfs(image, &program()?)?)?;
+    let mut files = vec![initrd];
+    for (name, kind) in [("pvh.cfg", PVH), ("hvm.cfg", HVM)] {
+        let file = dir.join(name);
+        std::fs::write(&file, format!("{kind}{COMMON}"))?;
+        files.push(file);
+    }
+    Ok(files)
+}
+
+const PVH: &str = "\
+type = \"pvh\"
+extra = \"console=hvc0 quiet panic=-1 guest.ip=10.77.0.11/24\"
+memory = 128
+";
+
+const HVM: &str = "\
+type = \"hvm\"
+extra = \"console=ttyS0 quiet panic=-1 guest.ip=10.77.0.11/24\"
+serial = \"pty\"
+vga = \"none\"
+nographic = 1
+usb = 0
+memory = 160
+";
+
+const COMMON: &str = "\
+name = \"guest\"
+kernel = \"/opt/guest/vmlinuz\"
+ramdisk = \"/opt/guest/initrd.gz\"
+vcpus = 1
+vif = [ \"mac=00:16:3e:77:00:0b,bridge=xenbr0\" ]
+";
+
+/// Builds the static init and returns its path.
+fn program() -> Result<PathBuf> {
+    crate::progress!("building the test guest's init");
+    let dir = target_dir()?.join("guest");
+    cargo(|command| {
+        command
+            .args(["build", "-q", "--release", "-p", "xen-test-guest", "--target", TARGET])
+            .arg("--target-dir")
+            .arg(&dir)
+            .env("CARGO_PROFILE_RELEASE_STRIP", "symbols")
+            .env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", "-C target-feature=+crt-static")
+            .env_remove("CARGO_TARGET_DIR");
+    })?;
+    Ok(dir.join(TARGET).join("release/xen-test-guest"))
+}
+
+fn initramfs(image: &Image, program: &Path) -> Result<Vec<u8>> {
+    let program = std::fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
+    let mut archive = Archive::new();
+    archive.file("init", 0o755, &program);
+    for dir in ["dev", "proc", "sys", "sbin"] {
+        archive.directory(dir);
+    }
+    archive.char_device("dev/console", 0o600, 5, 1);
+    let mut order = String::new();
+    for path in ModuleTree::read(&image.modules())?.in_order(&MODULES)? {
+        let file = image.modules().join(&path);
+        let name = file.file_name().context("a module has a name")?.to_string_lossy().into_owned();
+        archive.file(&format!("modules/{name}"), 0o644, &std::fs::read(&file)?);
+        order.push_str(&format!("{name}\n"));
+    }
+    archive.file("modules/order", 0o644, order.as_bytes());
+    Ok(archive.finish())
+}

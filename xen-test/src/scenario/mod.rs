@@ -1,0 +1,103 @@
+//! Scenarios: what is tried on nested hosts, and the runner.
+
+mod harness_self;
+mod report;
+mod runner;
+
+use std::path::Path;
+
+use anyhow::{Result, bail};
+
+pub use runner::run;
+
+use crate::pair::Pair;
+
+/// One thing to try on a freshly reset pair of hosts.
+#[derive(Debug, Clone, Copy)]
+pub struct Scenario {
+    /// Unique name; its first word is the group, such as `main-`.
+    pub name: &'static str,
+    /// One line for people.
+    pub about: &'static str,
+    /// How many hosts it needs: 1 or 2.
+    pub hosts: usize,
+    /// The scenario itself. An error is a failure, [`skip`] makes one that is not.
+    pub run: fn(&mut Ctx<'_>) -> Result<()>,
+}
+
+/// All scenarios, in the order in which they run.
+pub const SCENARIOS: &[Scenario] = &[harness_self::SELF];
+
+/// What a scenario works with.
+#[derive(Debug)]
+pub struct Ctx<'p> {
+    pair: &'p Pair,
+    name: &'static str,
+    logs: &'p Path,
+}
+
+impl<'p> Ctx<'p> {
+    /// The hosts, links and client namespace.
+    pub fn pair(&self) -> &'p Pair {
+        self.pair
+    }
+
+    /// A directory for files of this scenario (captures, figures). It stays.
+    pub fn logs(&self) -> &'p Path {
+        self.logs
+    }
+
+    /// One line of progress.
+    pub fn note(&self, line: &str) {
+        crate::progress!("{}: {line}", self.name);
+    }
+}
+
+/// Why a scenario was not run to its end, without having failed.
+#[derive(Debug, thiserror::Error)]
+#[error("skipped: {0}")]
+pub struct Skip(pub String);
+
+/// Ends a scenario as skipped: `return skip("no such hardware")`.
+pub fn skip(reason: impl Into<String>) -> Result<()> {
+    Err(Skip(reason.into()).into())
+}
+
+/// The scenarios whose name is, or starts with, one of `patterns`; in order, each once.
+///
+/// # Errors
+/// A pattern matches nothing.
+pub fn select(patterns: &[String]) -> Result<Vec<Scenario>> {
+    for pattern in patterns {
+        if !SCENARIOS.iter().any(|scenario| scenario.name.starts_with(pattern.as_str())) {
+            bail!("no scenario is called '{pattern}' or starts so: see `xen-test list`");
+        }
+    }
+    let wanted = |scenario: &&Scenario| patterns.iter().any(|pattern| scenario.name.starts_with(pattern.as_str()));
+    Ok(SCENARIOS.iter().filter(wanted).copied().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_grouped() {
+        let mut names: Vec<_> = SCENARIOS.iter().map(|scenario| scenario.name).collect();
+        names.sort_unstable();
+        assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "{names:?}");
+        const GROUPS: [&str; 6] = ["main", "safety", "api", "disk", "speed", "install"];
+        for scenario in SCENARIOS {
+            let group = scenario.name.split('-').next().unwrap();
+            assert!(GROUPS.contains(&group), "{}", scenario.name);
+            assert!(matches!(scenario.hosts, 1 | 2), "{}", scenario.name);
+        }
+    }
+
+    #[test]
+    fn a_prefix_selects_and_an_unknown_one_is_an_error() {
+        assert!(select(&["main-harness".into()]).unwrap().len() == 1);
+        assert!(select(&["main-harness-self".into(), "main-".into()]).is_ok());
+        assert!(select(&["nosuch".into()]).is_err());
+    }
+}

@@ -1,0 +1,138 @@
+//! Runs scenarios on one booted pair, with a reset before each.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+
+use super::{Ctx, Scenario, Skip, report};
+use crate::pair::{BootOptions, Pair};
+use crate::{prepare, progress};
+
+/// Longest time for one scenario. One that hangs longer ends the whole run: its thread cannot be
+/// taken from it.
+const SCENARIO_LIMIT: Duration = Duration::from_secs(15 * 60);
+
+/// How a set of scenarios went.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Tally {
+    /// Ran to their end without an error.
+    pub passed: usize,
+    /// Failed, or could not be run.
+    pub failed: usize,
+    /// Said themselves that they cannot run here.
+    pub skipped: usize,
+}
+
+impl std::fmt::Display for Tally {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped)
+    }
+}
+
+enum Outcome {
+    Passed,
+    Failed(anyhow::Error),
+    Skipped(String),
+    Hung,
+}
+
+/// Runs the scenarios one after the other; a failed one does not stop the rest.
+///
+/// # Errors
+/// The hosts could not be booted at all.
+pub fn run(scenarios: &[Scenario], options: &BootOptions) -> Result<Tally> {
+    let mut tally = Tally::default();
+    let mut pair: Option<Arc<Pair>> = None;
+    for (index, scenario) in scenarios.iter().enumerate() {
+        progress!("[{}/{}] {}: {}", index + 1, scenarios.len(), scenario.name, scenario.about);
+        let ready = match pair.take() {
+            Some(booted) => reset_or_boot(booted, options)?,
+            None => boot(options)?,
+        };
+        let start = Instant::now();
+        let logs = ready.logs().join(scenario.name);
+        std::fs::create_dir_all(&logs)?;
+        let outcome = run_one(scenario, &ready, &logs);
+        let took = start.elapsed().as_secs_f32();
+        match outcome {
+            Outcome::Passed => {
+                tally.passed += 1;
+                progress!("{}: passed in {took:.1} s", scenario.name);
+            }
+            Outcome::Skipped(reason) => {
+                tally.skipped += 1;
+                progress!("{}: skipped: {reason}", scenario.name);
+            }
+            Outcome::Failed(error) => {
+                tally.failed += 1;
+                progress!("{}: FAILED after {took:.1} s: {error:#}", scenario.name);
+                report::failure(&ready, &logs);
+            }
+            Outcome::Hung => {
+                tally.failed += scenarios.len() - index;
+                progress!("{}: FAILED: still running after {took:.0} s", scenario.name);
+                report::failure(&ready, &logs);
+                progress!("{} scenarios after it were not run", scenarios.len() - index - 1);
+                break;
+            }
+        }
+        pair = Some(ready);
+    }
+    Ok(tally)
+}
+
+fn boot(options: &BootOptions) -> Result<Arc<Pair>> {
+    let pair = Pair::boot(options)?;
+    prepare::hosts(&pair)?;
+    pair.snapshot()?;
+    Ok(Arc::new(pair))
+}
+
+fn reset_or_boot(pair: Arc<Pair>, options: &BootOptions) -> Result<Arc<Pair>> {
+    let start = Instant::now();
+    match pair.reset() {
+        Ok(()) => {
+            progress!("hosts reset in {:.1} s", start.elapsed().as_secs_f32());
+            Ok(pair)
+        }
+        Err(error) => {
+            progress!("reset failed, booting anew: {error:#}");
+            drop(pair);
+            boot(options).context("after a failed reset")
+        }
+    }
+}
+
+fn run_one(scenario: &Scenario, pair: &Arc<Pair>, logs: &Path) -> Outcome {
+    let (sender, receiver) = channel();
+    let (run, name) = (scenario.run, scenario.name);
+    let (pair, logs) = (pair.clone(), logs.to_owned());
+    std::thread::spawn(move || {
+        let mut ctx = Ctx { pair: &pair, name, logs: &logs };
+        let result = catch_unwind(AssertUnwindSafe(|| run(&mut ctx)));
+        // Given back before the outcome is known, so that a new boot finds the name free.
+        drop(pair);
+        let _ = sender.send(result);
+    });
+    match receiver.recv_timeout(SCENARIO_LIMIT) {
+        Ok(Ok(Ok(()))) => Outcome::Passed,
+        Ok(Ok(Err(error))) => match error.downcast::<Skip>() {
+            Ok(Skip(reason)) => Outcome::Skipped(reason),
+            Err(error) => Outcome::Failed(error),
+        },
+        Ok(Err(panic)) => Outcome::Failed(anyhow!("panicked: {}", panic_text(&*panic))),
+        Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Outcome::Hung,
+    }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("(no text)")
+}
