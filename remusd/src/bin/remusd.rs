@@ -1,2 +1,112 @@
-//! The remusd daemon.
-fn main() {}
+//! `remusd`: the daemon, and the small programs that only it starts.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// High availability for Xen guests by continuous checkpoint replication.
+#[derive(Debug, Parser)]
+#[command(name = "remusd", version)]
+struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    run: Run,
+}
+
+/// Options of the daemon.
+#[derive(Debug, clap::Args)]
+struct Run {
+    /// Where the durable state is.
+    #[arg(long, default_value = "/var/lib/remus")]
+    state_dir: PathBuf,
+    /// Control socket.
+    #[arg(long, default_value = "/run/remus/remusd.sock")]
+    socket: PathBuf,
+    /// Socket at which other hosts' daemons arrive (through `remusd connect`).
+    #[arg(long, default_value = remusd::link::bridge::LINK_SOCKET)]
+    link_socket: PathBuf,
+    /// xl-save-helper to use [default: that of the running Xen; $LIBXL_SAVE_HELPER].
+    #[arg(long)]
+    save_helper: Option<PathBuf>,
+    /// xl to receive with.
+    #[arg(long, default_value = "xl")]
+    xl: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Carry a link: copies between standard input/output and the daemon's link socket. Run by the peer over ssh.
+    Connect {
+        /// The daemon's link socket.
+        #[arg(long, default_value = remusd::link::bridge::LINK_SOCKET)]
+        link_socket: PathBuf,
+    },
+    /// Boot a domain from libxl's JSON on standard input; prints its id. Run by the daemon when a guest reboots.
+    #[command(hide = true)]
+    CreateDomain,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    match args.command {
+        Some(Command::Connect { link_socket }) => match remusd::link::bridge::run(&link_socket) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("remusd: {error}");
+                ExitCode::from(error.exit_code())
+            }
+        },
+        Some(Command::CreateDomain) => finish(create_domain()),
+        None => finish(daemon(args.run)),
+    }
+}
+
+fn finish(result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("remusd: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(not(feature = "xen"))]
+fn daemon(_: Run) -> anyhow::Result<()> {
+    anyhow::bail!("built without the feature \"xen\": this program cannot talk to a hypervisor")
+}
+
+#[cfg(not(feature = "xen"))]
+fn create_domain() -> anyhow::Result<()> {
+    anyhow::bail!("built without the feature \"xen\": this program cannot talk to a hypervisor")
+}
+
+#[cfg(feature = "xen")]
+fn create_domain() -> anyhow::Result<()> {
+    use std::io::Read;
+    let mut json = String::new();
+    std::io::stdin().read_to_string(&mut json)?;
+    let json = remusd::stream::save_file::config_for_receiver(&json)?;
+    let domid = remusd::xen::create::create_domain(&json)?;
+    println!("{domid}");
+    Ok(())
+}
+
+#[cfg(feature = "xen")]
+fn daemon(run: Run) -> anyhow::Result<()> {
+    remusd::xen::soname::ensure()?;
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::try_from_env("REMUSD_LOG").unwrap_or_else(|_| "info".into()))
+        .with_writer(std::io::stderr)
+        .init();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(remusd::daemon::run::run(remusd::daemon::run::Settings {
+        state_dir: run.state_dir,
+        socket: run.socket,
+        link_socket: run.link_socket,
+        save_helper: run.save_helper,
+        xl: run.xl,
+    }))
+}

@@ -66,27 +66,15 @@ pub fn run(socket: &Path) -> Result<(), BridgeError> {
     join(socket, io::stdin(), io::stdout())
 }
 
-fn join(
-    socket: &Path,
-    mut input: impl Read + Send + 'static,
-    mut output: impl Write,
-) -> Result<(), BridgeError> {
+fn join(socket: &Path, mut input: impl Read + Send + 'static, mut output: impl Write) -> Result<(), BridgeError> {
     let host = super::handshake::host_name();
     let mut from_daemon = UnixStream::connect(socket).map_err(|source| match source.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => BridgeError::NotRunning {
-            host: host.clone(),
-            socket: socket.to_owned(),
-        },
-        _ => BridgeError::Unreachable {
-            host: host.clone(),
-            socket: socket.to_owned(),
-            source,
-        },
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+            BridgeError::NotRunning { host: host.clone(), socket: socket.to_owned() }
+        }
+        _ => BridgeError::Unreachable { host: host.clone(), socket: socket.to_owned(), source },
     })?;
-    let broken = |source| BridgeError::Broken {
-        host: host.clone(),
-        source,
-    };
+    let broken = |source| BridgeError::Broken { host: host.clone(), source };
     let mut to_daemon = from_daemon.try_clone().map_err(broken)?;
     std::thread::spawn(move || {
         // However this ends, the daemon sees the end of the stream and decides what it means.

@@ -36,22 +36,12 @@ impl ChildGroup {
     ///
     /// # Errors
     /// Whatever starting the process fails with.
-    pub fn spawn(
-        name: &'static str,
-        mut command: Command,
-    ) -> io::Result<(Self, ChildStdin, ChildStdout)> {
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .process_group(0)
-            .spawn()?;
-        let (Some(stdin), Some(stdout), Some(stderr)) =
-            (child.stdin.take(), child.stdout.take(), child.stderr.take())
+    pub fn spawn(name: &'static str, mut command: Command) -> io::Result<(Self, ChildStdin, ChildStdout)> {
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).spawn()?;
+        let (Some(stdin), Some(stdout), Some(stderr)) = (child.stdin.take(), child.stdout.take(), child.stderr.take())
         else {
-            return Err(io::Error::other(
-                "the child's standard streams are not pipes",
-            ));
+            return Err(io::Error::other("the child's standard streams are not pipes"));
         };
         let lines = Arc::new(Mutex::new(VecDeque::new()));
         let kept = Arc::clone(&lines);
@@ -77,12 +67,7 @@ impl ChildGroup {
                 kept.push_back(line);
             }
         });
-        let group = Self {
-            child,
-            name,
-            lines,
-            stderr: Some(task),
-        };
+        let group = Self { child, name, lines, stderr: Some(task) };
         Ok((group, stdin, stdout))
     }
 

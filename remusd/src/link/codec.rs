@@ -32,11 +32,7 @@ impl Encoder {
     /// An encoder for the first frame of a session, with the handshake's version.
     #[must_use]
     pub fn new(key: SessionKey) -> Self {
-        Self {
-            key,
-            version: VERSION_HANDSHAKE,
-            sequence: 0,
-        }
+        Self { key, version: VERSION_HANDSHAKE, sequence: 0 }
     }
 
     /// Later frames have this version.
@@ -59,11 +55,7 @@ impl Encoder {
         let length = out.len() - start - HEADER;
         if length > kind.limit() {
             out.truncate(start);
-            return Err(FrameError::TooLong {
-                kind: kind.name(),
-                length: length as u64,
-                limit: kind.limit() as u64,
-            });
+            return Err(FrameError::TooLong { kind: kind.name(), length: length as u64, limit: kind.limit() as u64 });
         }
         let payload_crc = crc32fast::hash(&out[start + HEADER..]);
         let mut header = &mut out[start..start + HEADER];
@@ -116,14 +108,7 @@ impl Decoder {
     }
 
     fn with_key(key: Option<SessionKey>) -> Self {
-        Self {
-            key,
-            version: VERSION_HANDSHAKE,
-            sequence: 0,
-            buffer: BytesMut::new(),
-            pending: None,
-            failed: None,
-        }
+        Self { key, version: VERSION_HANDSHAKE, sequence: 0, buffer: BytesMut::new(), pending: None, failed: None }
     }
 
     /// The session that the stream belongs to, once known.
@@ -171,11 +156,7 @@ impl Decoder {
     /// # Errors
     /// [`FrameError::Truncated`] if it ended inside a frame.
     pub fn finish(&self) -> Result<(), FrameError> {
-        if self.pending.is_some() || !self.buffer.is_empty() {
-            Err(FrameError::Truncated)
-        } else {
-            Ok(())
-        }
+        if self.pending.is_some() || !self.buffer.is_empty() { Err(FrameError::Truncated) } else { Ok(()) }
     }
 
     fn try_next(&mut self) -> Result<Option<Frame>, FrameError> {
@@ -231,49 +212,29 @@ impl Decoder {
             return Err(FrameError::HeaderChecksum { found, expected });
         }
         if version != self.version {
-            return Err(FrameError::Version {
-                found: version,
-                expected: self.version,
-            });
+            return Err(FrameError::Version { found: version, expected: self.version });
         }
         if flags != 0 || reserved != 0 {
             return Err(FrameError::UnknownFlags(flags | reserved));
         }
         let kind = FrameType::from_code(kind).ok_or(FrameError::UnknownType(kind))?;
-        let key = SessionKey {
-            generation,
-            nonce: Nonce(Uuid::from_bytes(nonce)),
-        };
+        let key = SessionKey { generation, nonce: Nonce(Uuid::from_bytes(nonce)) };
         match self.key {
             Some(ours) if ours != key => {
-                return Err(FrameError::OtherSession {
-                    found: generation.0,
-                    expected: ours.generation.0,
-                });
+                return Err(FrameError::OtherSession { found: generation.0, expected: ours.generation.0 });
             }
             Some(_) => {}
             None if kind == FrameType::Hello => self.key = Some(key),
             None => return Err(FrameError::NotHello(kind.name())),
         }
         if sequence != self.sequence {
-            return Err(FrameError::Sequence {
-                found: sequence,
-                expected: self.sequence,
-            });
+            return Err(FrameError::Sequence { found: sequence, expected: self.sequence });
         }
         self.sequence += 1;
         if length > kind.limit() {
-            return Err(FrameError::TooLong {
-                kind: kind.name(),
-                length: length as u64,
-                limit: kind.limit() as u64,
-            });
+            return Err(FrameError::TooLong { kind: kind.name(), length: length as u64, limit: kind.limit() as u64 });
         }
-        Ok(Header {
-            kind,
-            length,
-            payload_crc,
-        })
+        Ok(Header { kind, length, payload_crc })
     }
 }
 

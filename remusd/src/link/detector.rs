@@ -34,14 +34,7 @@ impl Detector {
     /// A detector that suspects after `limit` of silence and expects [`Detector::tick`] every [`Detector::period`].
     #[must_use]
     pub fn new(limit: Duration, now: Instant) -> Self {
-        Self {
-            limit,
-            late: limit / 2,
-            heard: now,
-            ticked: now,
-            reading: true,
-            suspect: false,
-        }
+        Self { limit, late: limit / 2, heard: now, ticked: now, reading: true, suspect: false }
     }
 
     /// How often to tick: an eighth of the limit, at least 5 ms.
@@ -104,13 +97,7 @@ impl AckWatch {
     /// A watch that complains after `limit` without progress; tick it at least four times per limit.
     #[must_use]
     pub fn new(limit: Duration, now: Instant) -> Self {
-        Self {
-            limit,
-            waiting: None,
-            progress: now,
-            ticked: now,
-            told: false,
-        }
+        Self { limit, waiting: None, progress: now, ticked: now, told: false }
     }
 
     /// The epoch's end was handed over for sending.
@@ -133,11 +120,7 @@ impl AckWatch {
     /// The peer acknowledged this epoch and all before it.
     pub fn acked(&mut self, epoch: Epoch, now: Instant) {
         if let Some((oldest, newest)) = self.waiting {
-            self.waiting = if epoch >= newest {
-                None
-            } else {
-                Some((oldest.max(epoch.next()), newest))
-            };
+            self.waiting = if epoch >= newest { None } else { Some((oldest.max(epoch.next()), newest)) };
             self.progress(now);
         }
     }
@@ -200,11 +183,7 @@ mod tests {
         let (now, verdicts) = run(&mut detector, thawed, 7);
         assert_eq!(verdicts, []);
         let (_, verdicts) = run(&mut detector, now, 1);
-        assert_eq!(
-            verdicts.len(),
-            1,
-            "a peer that stays silent after our thaw is suspected"
-        );
+        assert_eq!(verdicts.len(), 1, "a peer that stays silent after our thaw is suspected");
     }
 
     #[test]
@@ -234,13 +213,7 @@ mod tests {
             }
             told.extend(watch.tick(now));
         }
-        assert_eq!(
-            told,
-            [AckLate {
-                epoch: Epoch(3),
-                waited: LIMIT
-            }]
-        );
+        assert_eq!(told, [AckLate { epoch: Epoch(3), waited: LIMIT }]);
         watch.acked(Epoch(3), now);
         told.clear();
         for _ in 0..4 {

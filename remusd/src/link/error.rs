@@ -25,9 +25,7 @@ pub enum FrameError {
         expected: u32,
     },
     /// The payload's checksum does not match.
-    #[error(
-        "the payload of a {kind} frame arrived damaged (crc {found:08x}, expected {expected:08x})"
-    )]
+    #[error("the payload of a {kind} frame arrived damaged (crc {found:08x}, expected {expected:08x})")]
     PayloadChecksum {
         /// Name of the frame's type.
         kind: &'static str,

@@ -232,10 +232,7 @@ pub struct VersionRange {
 
 impl VersionRange {
     /// What this build speaks.
-    pub const OURS: Self = Self {
-        min: VERSION_MIN,
-        max: VERSION_MAX,
-    };
+    pub const OURS: Self = Self { min: VERSION_MIN, max: VERSION_MAX };
 
     /// The newest version that both ranges hold.
     #[must_use]
@@ -398,14 +395,8 @@ pub enum Role {
 }
 
 impl Role {
-    pub(super) const ALL: [Self; 6] = [
-        Self::None,
-        Self::Syncing,
-        Self::Armed,
-        Self::Activating,
-        Self::Active,
-        Self::Discarded,
-    ];
+    pub(super) const ALL: [Self; 6] =
+        [Self::None, Self::Syncing, Self::Armed, Self::Activating, Self::Active, Self::Discarded];
 }
 
 /// A part of a state record. Parts of one record follow each other without another record between them.
@@ -478,14 +469,8 @@ pub enum GuestState {
 }
 
 impl GuestState {
-    pub(super) const ALL: [Self; 6] = [
-        Self::Unknown,
-        Self::Running,
-        Self::Suspended,
-        Self::Paused,
-        Self::Shutdown,
-        Self::Crashed,
-    ];
+    pub(super) const ALL: [Self; 6] =
+        [Self::Unknown, Self::Running, Self::Suspended, Self::Paused, Self::Shutdown, Self::Crashed];
 }
 
 /// Why a protection is ended on purpose.
@@ -510,15 +495,8 @@ pub enum StopReason {
 }
 
 impl StopReason {
-    pub(super) const ALL: [Self; 7] = [
-        Self::Planned,
-        Self::Poweroff,
-        Self::Reboot,
-        Self::Crash,
-        Self::Destroyed,
-        Self::Shutdown,
-        Self::Failed,
-    ];
+    pub(super) const ALL: [Self; 7] =
+        [Self::Planned, Self::Poweroff, Self::Reboot, Self::Crash, Self::Destroyed, Self::Shutdown, Self::Failed];
 }
 
 /// Why the backup cannot protect any longer.

@@ -39,9 +39,7 @@ struct Talk {
 impl Talk {
     async fn send(&mut self, frame: &Frame) -> Result<(), CloseReason> {
         let mut bytes = BytesMut::new();
-        self.encoder
-            .encode(frame, &mut bytes)
-            .map_err(CloseReason::Protocol)?;
+        self.encoder.encode(frame, &mut bytes).map_err(CloseReason::Protocol)?;
         let sent = async {
             self.connection.writer.write_all(&bytes).await?;
             self.connection.writer.flush().await
@@ -83,11 +81,7 @@ async fn greet(
         host: host_name(),
         purpose,
     });
-    let mut talk = Talk {
-        connection,
-        encoder: Encoder::new(key),
-        decoder: Decoder::new(key),
-    };
+    let mut talk = Talk { connection, encoder: Encoder::new(key), decoder: Decoder::new(key) };
     let answer = tokio::time::timeout(patience, async {
         // A peer that refuses may have closed its end before it read everything: what it said counts more than our EPIPE.
         let sent = talk.send(&hello).await;
@@ -98,36 +92,19 @@ async fn greet(
     })
     .await;
     match answer {
-        Ok(Ok(Frame::Refuse { code, text })) => Err(LinkError::Refused {
-            peer: peer.to_owned(),
-            code,
-            text,
-        }),
-        Ok(Ok(Frame::Superseded { text })) => Err(LinkError::Superseded {
-            peer: peer.to_owned(),
-            text,
-        }),
+        Ok(Ok(Frame::Refuse { code, text })) => Err(LinkError::Refused { peer: peer.to_owned(), code, text }),
+        Ok(Ok(Frame::Superseded { text })) => Err(LinkError::Superseded { peer: peer.to_owned(), text }),
         Ok(Ok(frame)) => Ok((talk, frame)),
         Ok(Err(reason)) => {
-            let reason = with_last_words(
-                reason,
-                Connection::last_words(&mut talk.connection.child).await,
-            );
-            Err(LinkError::Handshake {
-                peer: peer.to_owned(),
-                reason,
-            })
+            let reason = with_last_words(reason, Connection::last_words(&mut talk.connection.child).await);
+            Err(LinkError::Handshake { peer: peer.to_owned(), reason })
         }
         Err(_) => {
             let said = match &talk.connection.child {
                 Some(child) => child.lines().last().map(|line| format!(": {line}")),
                 None => None,
             };
-            Err(LinkError::HandshakeTimeout {
-                peer: peer.to_owned(),
-                after: patience,
-                said: said.unwrap_or_default(),
-            })
+            Err(LinkError::HandshakeTimeout { peer: peer.to_owned(), after: patience, said: said.unwrap_or_default() })
         }
     }
 }
@@ -135,10 +112,7 @@ async fn greet(
 /// Adds what the transport process said to why the stream ended.
 pub(super) fn with_last_words(why: CloseReason, said: Option<String>) -> CloseReason {
     match said {
-        Some(said) => CloseReason::Transport {
-            why: Box::new(why),
-            said,
-        },
+        Some(said) => CloseReason::Transport { why: Box::new(why), said },
         None => why,
     }
 }
@@ -155,10 +129,7 @@ pub(super) async fn connect(
     let welcome = match answer {
         Frame::Welcome(welcome) => welcome,
         other => {
-            return Err(LinkError::UnexpectedFrame {
-                peer: peer.to_owned(),
-                frame: other.name(),
-            });
+            return Err(LinkError::UnexpectedFrame { peer: peer.to_owned(), frame: other.name() });
         }
     };
     let ours = VersionRange::OURS;
@@ -187,19 +158,12 @@ pub(super) async fn query(
     let (_, answer) = greet(connection, peer, key, purpose, options.handshake_timeout).await?;
     match answer {
         Frame::QueryResult(entries) => Ok(entries),
-        other => Err(LinkError::UnexpectedFrame {
-            peer: peer.to_owned(),
-            frame: other.name(),
-        }),
+        other => Err(LinkError::UnexpectedFrame { peer: peer.to_owned(), frame: other.name() }),
     }
 }
 
 fn open(talk: Talk, version: u16, options: &LinkOptions) -> Session {
-    let Talk {
-        connection,
-        mut encoder,
-        mut decoder,
-    } = talk;
+    let Talk { connection, mut encoder, mut decoder } = talk;
     encoder.set_version(version);
     decoder.set_version(version);
     Session::start(connection, encoder, decoder, options)
@@ -217,10 +181,7 @@ pub struct Incoming {
 
 impl std::fmt::Debug for Incoming {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Incoming")
-            .field("hello", &self.hello)
-            .field("key", &self.key)
-            .finish_non_exhaustive()
+        f.debug_struct("Incoming").field("hello", &self.hello).field("key", &self.key).finish_non_exhaustive()
     }
 }
 
@@ -232,32 +193,17 @@ impl Incoming {
     pub async fn accept(connection: Connection, patience: Duration) -> Result<Self, LinkError> {
         // Only a name for messages: it has not said who it is yet.
         let peer = || "the connecting peer".to_owned();
-        let handshake = |reason| LinkError::Handshake {
-            peer: peer(),
-            reason,
-        };
+        let handshake = |reason| LinkError::Handshake { peer: peer(), reason };
         // The encoder's key is not known before HELLO; nothing is sent before.
-        let placeholder = SessionKey {
-            generation: crate::ids::Generation(0),
-            nonce: crate::ids::Nonce(uuid::Uuid::nil()),
-        };
-        let mut talk = Talk {
-            connection,
-            encoder: Encoder::new(placeholder),
-            decoder: Decoder::accepting(),
-        };
+        let placeholder =
+            SessionKey { generation: crate::ids::Generation(0), nonce: crate::ids::Nonce(uuid::Uuid::nil()) };
+        let mut talk = Talk { connection, encoder: Encoder::new(placeholder), decoder: Decoder::accepting() };
         let frame = tokio::time::timeout(patience, talk.receive())
             .await
-            .map_err(|_| LinkError::HandshakeTimeout {
-                peer: peer(),
-                after: patience,
-                said: String::new(),
-            })?
+            .map_err(|_| LinkError::HandshakeTimeout { peer: peer(), after: patience, said: String::new() })?
             .map_err(handshake)?;
         let (Frame::Hello(hello), Some(key)) = (frame, talk.decoder.key()) else {
-            return Err(handshake(CloseReason::Protocol(FrameError::NotHello(
-                "another frame",
-            ))));
+            return Err(handshake(CloseReason::Protocol(FrameError::NotHello("another frame"))));
         };
         talk.encoder = Encoder::new(key);
         let ours = VersionRange::OURS;
@@ -274,25 +220,15 @@ impl Incoming {
                 ours_max: ours.max,
             };
             let code = RefuseCode::Version;
-            talk.send(&Frame::Refuse { code, text })
-                .await
-                .map_err(handshake)?;
+            talk.send(&Frame::Refuse { code, text }).await.map_err(handshake)?;
             return Err(error);
         };
-        Ok(Self {
-            talk,
-            hello,
-            key,
-            version,
-        })
+        Ok(Self { talk, hello, key, version })
     }
 
     fn failed(&self) -> impl Fn(CloseReason) -> LinkError + use<> {
         let peer = self.hello.host.clone();
-        move |reason| LinkError::Handshake {
-            peer: peer.clone(),
-            reason,
-        }
+        move |reason| LinkError::Handshake { peer: peer.clone(), reason }
     }
 
     /// Declines with a sentence that says what to do.
@@ -301,10 +237,7 @@ impl Incoming {
     /// [`LinkError::Handshake`] if the answer cannot be sent.
     pub async fn refuse(mut self, code: RefuseCode, text: String) -> Result<(), LinkError> {
         let failed = self.failed();
-        self.talk
-            .send(&Frame::Refuse { code, text })
-            .await
-            .map_err(failed)
+        self.talk.send(&Frame::Refuse { code, text }).await.map_err(failed)
     }
 
     /// Answers a query.
@@ -313,10 +246,7 @@ impl Incoming {
     /// [`LinkError::Handshake`] if the answer cannot be sent.
     pub async fn answer(mut self, entries: Vec<QueryEntry>) -> Result<(), LinkError> {
         let failed = self.failed();
-        self.talk
-            .send(&Frame::QueryResult(entries))
-            .await
-            .map_err(failed)
+        self.talk.send(&Frame::QueryResult(entries)).await.map_err(failed)
     }
 
     /// Tells a primary that its domain's copy has been activated here.
@@ -325,10 +255,7 @@ impl Incoming {
     /// [`LinkError::Handshake`] if the answer cannot be sent.
     pub async fn supersede(mut self, text: String) -> Result<(), LinkError> {
         let failed = self.failed();
-        self.talk
-            .send(&Frame::Superseded { text })
-            .await
-            .map_err(failed)
+        self.talk.send(&Frame::Superseded { text }).await.map_err(failed)
     }
 
     /// Accepts; the session is open.

@@ -19,9 +19,8 @@ mod wire;
 
 pub use error::{CloseReason, FrameError, LinkError};
 pub use frame::{
-    EpochEnd, ErrorCode, Frame, GuestState, GuestType, Heartbeat, Hello, LostReason, OnPrimaryLoss,
-    ProtectOffer, Purpose, QueryEntry, RefuseCode, Role, StatePart, StopReason, VersionRange,
-    Welcome,
+    EpochEnd, ErrorCode, Frame, GuestState, GuestType, Heartbeat, Hello, LostReason, OnPrimaryLoss, ProtectOffer,
+    Purpose, QueryEntry, RefuseCode, Role, StatePart, StopReason, VersionRange, Welcome,
 };
 pub use primary::{LinkEvent, LinkEvents, LinkSender, PrimaryLink};
 pub use session::LinkOptions;

@@ -6,8 +6,8 @@ use super::{
     error::FrameError,
     frame::{
         EpochEnd, ErrorCode, Frame, FrameType, GuestState, GuestType, Heartbeat, Hello, LostReason,
-        MAX_PAGES_PER_FRAME, MAX_RECORD, OnPrimaryLoss, ProtectOffer, Purpose, QueryEntry,
-        RefuseCode, Role, StatePart, StopReason, VersionRange, Welcome,
+        MAX_PAGES_PER_FRAME, MAX_RECORD, OnPrimaryLoss, ProtectOffer, Purpose, QueryEntry, RefuseCode, Role, StatePart,
+        StopReason, VersionRange, Welcome,
     },
     wire::{Field, Fields, put_bool, put_option, put_text},
 };
@@ -78,11 +78,7 @@ pub(super) fn put(frame: &Frame, out: &mut BytesMut) -> Result<(), FrameError> {
             out.put_u64_le(end.bytes);
             out.put_u32_le(end.records);
         }
-        Frame::Ack {
-            epoch,
-            backlog_epochs,
-            backlog_bytes,
-        } => {
+        Frame::Ack { epoch, backlog_epochs, backlog_bytes } => {
             out.put_u64_le(epoch.0);
             out.put_u32_le(*backlog_epochs);
             out.put_u64_le(*backlog_bytes);
@@ -140,10 +136,7 @@ fn put_hello(hello: &Hello, out: &mut BytesMut) {
 }
 
 fn put_pages(epoch: Epoch, batch: &PageBatch, out: &mut BytesMut) -> Result<(), FrameError> {
-    let malformed = |what| FrameError::Malformed {
-        kind: FrameType::Pages.name(),
-        what,
-    };
+    let malformed = |what| FrameError::Malformed { kind: FrameType::Pages.name(), what };
     if batch.entries.len() > MAX_PAGES_PER_FRAME {
         return Err(malformed("it has too many pages"));
     }
@@ -179,10 +172,7 @@ pub(super) fn get(kind: FrameType, payload: Bytes) -> Result<Frame, FrameError> 
     let mut fields = Fields(payload);
     read(kind, &mut fields)
         .and_then(|frame| fields.end().map(|()| frame))
-        .map_err(|what| FrameError::Malformed {
-            kind: kind.name(),
-            what,
-        })
+        .map_err(|what| FrameError::Malformed { kind: kind.name(), what })
 }
 
 fn read(kind: FrameType, from: &mut Fields) -> Field<Frame> {
@@ -195,10 +185,9 @@ fn read(kind: FrameType, from: &mut Fields) -> Field<Frame> {
             host: from.text()?,
             wall_clock_ms: from.u64()?,
         }),
-        FrameType::Refuse => Frame::Refuse {
-            code: code(from.u16()?, &RefuseCode::ALL, |c| c as u16)?,
-            text: from.text()?,
-        },
+        FrameType::Refuse => {
+            Frame::Refuse { code: code(from.u16()?, &RefuseCode::ALL, |c| c as u16)?, text: from.text()? }
+        }
         FrameType::QueryResult => {
             let count = from.u32()?;
             let mut entries = Vec::new();
@@ -215,16 +204,10 @@ fn read(kind: FrameType, from: &mut Fields) -> Field<Frame> {
         }
         FrameType::Config => Frame::Config(from.rest()),
         FrameType::Preamble => Frame::Preamble(from.rest()),
-        FrameType::EpochBegin => Frame::EpochBegin {
-            epoch: Epoch(from.u64()?),
-            armed: from.bool()?,
-        },
+        FrameType::EpochBegin => Frame::EpochBegin { epoch: Epoch(from.u64()?), armed: from.bool()? },
         FrameType::Pages => {
             let epoch = Epoch(from.u64()?);
-            Frame::Pages {
-                epoch,
-                batch: read_pages(from)?,
-            }
+            Frame::Pages { epoch, batch: read_pages(from)? }
         }
         FrameType::State => Frame::State(read_state(from)?),
         FrameType::EpochEnd => Frame::EpochEnd(EpochEnd {
@@ -235,11 +218,9 @@ fn read(kind: FrameType, from: &mut Fields) -> Field<Frame> {
             bytes: from.u64()?,
             records: from.u32()?,
         }),
-        FrameType::Ack => Frame::Ack {
-            epoch: Epoch(from.u64()?),
-            backlog_epochs: from.u32()?,
-            backlog_bytes: from.u64()?,
-        },
+        FrameType::Ack => {
+            Frame::Ack { epoch: Epoch(from.u64()?), backlog_epochs: from.u32()?, backlog_bytes: from.u64()? }
+        }
         FrameType::Heartbeat => Frame::Heartbeat(Heartbeat {
             epoch: Epoch(from.u64()?),
             guest: code(from.u8()?, &GuestState::ALL, |c| c as u8)?,
@@ -247,34 +228,24 @@ fn read(kind: FrameType, from: &mut Fields) -> Field<Frame> {
             wall_clock_ms: from.u64()?,
             late: from.bool()?,
         }),
-        FrameType::Stop => Frame::Stop {
-            reason: code(from.u16()?, &StopReason::ALL, |c| c as u16)?,
-        },
+        FrameType::Stop => Frame::Stop { reason: code(from.u16()?, &StopReason::ALL, |c| c as u16)? },
         FrameType::Stopped => Frame::Stopped,
-        FrameType::BackupLost => Frame::BackupLost {
-            reason: code(from.u16()?, &LostReason::ALL, |c| c as u16)?,
-            text: from.text()?,
-        },
+        FrameType::BackupLost => {
+            Frame::BackupLost { reason: code(from.u16()?, &LostReason::ALL, |c| c as u16)?, text: from.text()? }
+        }
         FrameType::Superseded => Frame::Superseded { text: from.text()? },
-        FrameType::Error => Frame::Error {
-            code: code(from.u16()?, &ErrorCode::ALL, |c| c as u16)?,
-            text: from.text()?,
-        },
+        FrameType::Error => {
+            Frame::Error { code: code(from.u16()?, &ErrorCode::ALL, |c| c as u16)?, text: from.text()? }
+        }
     })
 }
 
 fn code<N: PartialEq + Copy, T: Copy>(found: N, all: &[T], number: impl Fn(T) -> N) -> Field<T> {
-    all.iter()
-        .copied()
-        .find(|value| number(*value) == found)
-        .ok_or("it has an unknown code")
+    all.iter().copied().find(|value| number(*value) == found).ok_or("it has an unknown code")
 }
 
 fn read_hello(from: &mut Fields) -> Field<Hello> {
-    let versions = VersionRange {
-        min: from.u16()?,
-        max: from.u16()?,
-    };
+    let versions = VersionRange { min: from.u16()?, max: from.u16()? };
     if versions.min > versions.max {
         return Err("its version range is empty");
     }
@@ -301,9 +272,7 @@ fn read_hello(from: &mut Fields) -> Field<Hello> {
                 },
                 detection_ms: from.u32()?,
             }),
-            2 => Purpose::Query {
-                protection: from.option(Fields::uuid)?,
-            },
+            2 => Purpose::Query { protection: from.option(Fields::uuid)? },
             _ => return Err("its purpose is unknown"),
         },
     })
@@ -327,14 +296,7 @@ fn read_state(from: &mut Fields) -> Field<StatePart> {
     if data.is_empty() && total != 0 {
         return Err("it is empty");
     }
-    Ok(StatePart {
-        epoch,
-        layer,
-        kind,
-        total,
-        offset,
-        data,
-    })
+    Ok(StatePart { epoch, layer, kind, total, offset, data })
 }
 
 fn read_pages(from: &mut Fields) -> Field<PageBatch> {
@@ -361,10 +323,7 @@ fn read_pages(from: &mut Fields) -> Field<PageBatch> {
     }
     let contents = from.take(raw * PAGE_SIZE)?;
     if zero == 0 {
-        return Ok(PageBatch {
-            entries,
-            data: contents,
-        });
+        return Ok(PageBatch { entries, data: contents });
     }
     let mut data = BytesMut::with_capacity((raw + zero) * PAGE_SIZE);
     let mut pages = contents.chunks_exact(PAGE_SIZE);
@@ -375,8 +334,5 @@ fn read_pages(from: &mut Fields) -> Field<PageBatch> {
             _ => {}
         }
     }
-    Ok(PageBatch {
-        entries,
-        data: data.freeze(),
-    })
+    Ok(PageBatch { entries, data: data.freeze() })
 }

@@ -8,8 +8,8 @@ use super::{
     detector::AckLate,
     error::{CloseReason, LinkError},
     frame::{
-        CHUNK, EpochEnd, Frame, Heartbeat, LostReason, MAX_PAGES_PER_FRAME, ProtectOffer, Purpose,
-        QueryEntry, StatePart, StopReason, Welcome,
+        CHUNK, EpochEnd, Frame, Heartbeat, LostReason, MAX_PAGES_PER_FRAME, ProtectOffer, Purpose, QueryEntry,
+        StatePart, StopReason, Welcome,
     },
     handshake,
     session::{LinkOptions, Outbox, Report, Session, SessionEvent},
@@ -51,8 +51,7 @@ impl PrimaryLink {
         options: &LinkOptions,
     ) -> Result<(LinkSender, LinkEvents), LinkError> {
         let purpose = Purpose::Protect(offer);
-        let (session, welcome) =
-            handshake::connect(connection, peer, key, purpose, options).await?;
+        let (session, welcome) = handshake::connect(connection, peer, key, purpose, options).await?;
         let Session { outbox, events } = session;
         Ok((LinkSender { outbox, welcome }, LinkEvents { events }))
     }
@@ -66,10 +65,7 @@ impl PrimaryLink {
         protection: Option<ProtectionId>,
         options: &LinkOptions,
     ) -> Result<Vec<QueryEntry>, LinkError> {
-        let key = SessionKey {
-            generation: Generation(0),
-            nonce: Nonce::random(),
-        };
+        let key = SessionKey { generation: Generation(0), nonce: Nonce::random() };
         let connection = transport.open().await?;
         handshake::query(connection, &transport.to_string(), key, protection, options).await
     }
@@ -102,8 +98,7 @@ impl LinkSender {
     /// # Errors
     /// [`LinkError::Closed`], or [`LinkError::Unsendable`] if it is longer than 1 MiB.
     pub async fn preamble(&self, bytes: Bytes) -> Result<(), LinkError> {
-        self.whole(Frame::Preamble(bytes.clone()), bytes.len())
-            .await
+        self.whole(Frame::Preamble(bytes.clone()), bytes.len()).await
     }
 
     async fn whole(&self, frame: Frame, size: usize) -> Result<(), LinkError> {
@@ -123,9 +118,7 @@ impl LinkSender {
     /// # Errors
     /// [`LinkError::Closed`].
     pub async fn epoch_begin(&self, epoch: Epoch, armed: bool) -> Result<(), LinkError> {
-        self.outbox
-            .data(Frame::EpochBegin { epoch, armed }, 0)
-            .await
+        self.outbox.data(Frame::EpochBegin { epoch, armed }, 0).await
     }
 
     /// Sends pages of the open epoch, cut to frames of at most 256 KiB.
@@ -136,9 +129,7 @@ impl LinkSender {
         let parts = split_pages(batch)?;
         for batch in parts {
             let size = batch.size();
-            self.outbox
-                .data(Frame::Pages { epoch, batch }, size)
-                .await?;
+            self.outbox.data(Frame::Pages { epoch, batch }, size).await?;
         }
         Ok(())
     }
@@ -238,15 +229,9 @@ impl LinkEvents {
             SessionEvent::AckLate(late) => LinkEvent::AckLate(late),
             SessionEvent::Closed(reason) => self.end(reason),
             SessionEvent::Frame(frame) => match frame {
-                Frame::Ack {
-                    epoch,
-                    backlog_epochs,
-                    backlog_bytes,
-                } => LinkEvent::Ack {
-                    epoch,
-                    backlog_epochs,
-                    backlog_bytes,
-                },
+                Frame::Ack { epoch, backlog_epochs, backlog_bytes } => {
+                    LinkEvent::Ack { epoch, backlog_epochs, backlog_bytes }
+                }
                 Frame::Heartbeat(beat) => LinkEvent::Heartbeat(beat),
                 Frame::BackupLost { reason, text } => LinkEvent::BackupLost { reason, text },
                 Frame::Superseded { text } => LinkEvent::Superseded { text },
@@ -288,10 +273,7 @@ fn split_pages(batch: PageBatch) -> Result<Vec<PageBatch>, super::FrameError> {
     let mut data = batch.data;
     for entries in batch.entries.chunks(PAGES.min(MAX_PAGES_PER_FRAME)) {
         let contents = entries.iter().filter(|e| PageBatch::has_data(**e)).count();
-        parts.push(PageBatch {
-            entries: entries.to_vec(),
-            data: data.split_to(contents * PAGE_SIZE),
-        });
+        parts.push(PageBatch { entries: entries.to_vec(), data: data.split_to(contents * PAGE_SIZE) });
     }
     Ok(parts)
 }

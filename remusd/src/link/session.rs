@@ -82,11 +82,7 @@ pub struct Report {
 
 impl Default for Report {
     fn default() -> Self {
-        Self {
-            epoch: Epoch(0),
-            guest: GuestState::Unknown,
-            resumed_at: None,
-        }
+        Self { epoch: Epoch(0), guest: GuestState::Unknown, resumed_at: None }
     }
 }
 
@@ -110,9 +106,7 @@ pub enum SessionEvent {
 
 /// This host's wall clock in milliseconds since 1970.
 pub(crate) fn wall_clock_ms() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
 }
 
 enum Control {
@@ -190,17 +184,11 @@ impl Outbox {
     /// [`LinkError::Closed`] if the session has ended, also while waiting.
     pub async fn data(&self, frame: Frame, size: usize) -> Result<(), LinkError> {
         let permits = u32::try_from(size.clamp(1, self.capacity)).unwrap_or(u32::MAX);
-        let room = Arc::clone(&self.room)
-            .acquire_many_owned(permits)
-            .await
-            .map_err(|_| LinkError::Closed)?;
+        let room = Arc::clone(&self.room).acquire_many_owned(permits).await.map_err(|_| LinkError::Closed)?;
         if let Frame::EpochEnd(end) = &frame {
             self.shared.acks().ended(end.epoch, Shared::now());
         }
-        let data = Data {
-            frame,
-            _room: Some(room),
-        };
+        let data = Data { frame, _room: Some(room) };
         self.data.send(data).map_err(|_| LinkError::Closed)
     }
 
@@ -232,17 +220,8 @@ pub struct Session {
 
 impl Session {
     /// Takes over a stream after its handshake.
-    pub(super) fn start(
-        connection: Connection,
-        encoder: Encoder,
-        decoder: Decoder,
-        options: &LinkOptions,
-    ) -> Self {
-        let Connection {
-            reader,
-            writer,
-            child,
-        } = connection;
+    pub(super) fn start(connection: Connection, encoder: Encoder, decoder: Decoder, options: &LinkOptions) -> Self {
+        let Connection { reader, writer, child } = connection;
         let now = Shared::now();
         let detector = Detector::new(options.detection, now);
         let period = detector.period();
@@ -275,25 +254,10 @@ impl Session {
         );
         tokio::spawn(watch_clock(Arc::clone(&shared), events_in.clone(), period));
         tokio::spawn(
-            Reader {
-                stream: reader,
-                decoder,
-                events: events_in,
-                shared: Arc::clone(&shared),
-                child,
-                written,
-            }
-            .run(),
+            Reader { stream: reader, decoder, events: events_in, shared: Arc::clone(&shared), child, written }.run(),
         );
         Self {
-            outbox: Outbox {
-                control: control_in,
-                data: data_in,
-                room,
-                capacity,
-                report: Arc::new(report_in),
-                shared,
-            },
+            outbox: Outbox { control: control_in, data: data_in, room, capacity, report: Arc::new(report_in), shared },
             events,
         }
     }
@@ -311,10 +275,7 @@ async fn watch_clock(shared: Arc<Shared>, events: mpsc::Sender<SessionEvent>, pe
         let now = Shared::now();
         let verdict = shared.detector().tick(now);
         if let Some(Verdict::Suspect { silence }) = verdict
-            && events
-                .send(SessionEvent::Suspect { silence })
-                .await
-                .is_err()
+            && events.send(SessionEvent::Suspect { silence }).await.is_err()
         {
             return;
         }
@@ -491,9 +452,7 @@ impl Reader {
                 }
                 Ok(_) => {
                     let verdict = shared.detector().heard(Shared::now());
-                    if verdict == Some(Verdict::Alive)
-                        && events.send(SessionEvent::Alive).await.is_err()
-                    {
+                    if verdict == Some(Verdict::Alive) && events.send(SessionEvent::Alive).await.is_err() {
                         return CloseReason::Local;
                     }
                 }

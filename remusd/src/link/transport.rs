@@ -55,9 +55,7 @@ pub struct Connection {
 
 impl std::fmt::Debug for Connection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Connection")
-            .field("child", &self.child)
-            .finish_non_exhaustive()
+        f.debug_struct("Connection").field("child", &self.child).finish_non_exhaustive()
     }
 }
 
@@ -65,11 +63,7 @@ impl Connection {
     /// A connection over any stream.
     pub fn new(stream: impl AsyncRead + AsyncWrite + Send + 'static) -> Self {
         let (reader, writer) = tokio::io::split(stream);
-        Self {
-            reader: Box::new(reader),
-            writer: Box::new(writer),
-            child: None,
-        }
+        Self { reader: Box::new(reader), writer: Box::new(writer), child: None }
     }
 
     /// What the carrying process said last, if there is one; waits half a second for it to end.
@@ -90,10 +84,7 @@ impl Transport {
         match self {
             Self::Ssh { host, ssh } => {
                 if host.is_empty() || host.starts_with('-') {
-                    return Err(io::Error::new(
-                        io::ErrorKind::InvalidInput,
-                        format!("{host:?} is not a host name"),
-                    ));
+                    return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{host:?} is not a host name")));
                 }
                 let ssh = ssh.as_deref().unwrap_or(DEFAULT_SSH);
                 Ok(Some(format!("exec {ssh} {} {REMOTE_COMMAND}", quote(host))))
@@ -108,12 +99,7 @@ impl Transport {
     /// # Errors
     /// [`LinkError::Transport`] if the command cannot be started or the socket not be reached.
     pub async fn open(&self) -> Result<Connection, LinkError> {
-        self.try_open()
-            .await
-            .map_err(|source| LinkError::Transport {
-                what: self.to_string(),
-                source,
-            })
+        self.try_open().await.map_err(|source| LinkError::Transport { what: self.to_string(), source })
     }
 
     async fn try_open(&self) -> io::Result<Connection> {
@@ -121,15 +107,9 @@ impl Transport {
             return Ok(Connection::new(UnixStream::connect(path).await?));
         }
         let mut command = Command::new("sh");
-        command
-            .arg("-c")
-            .arg(self.shell_command()?.unwrap_or_default());
+        command.arg("-c").arg(self.shell_command()?.unwrap_or_default());
         let (child, stdin, stdout) = ChildGroup::spawn("transport", command)?;
-        Ok(Connection {
-            reader: Box::new(stdout),
-            writer: Box::new(stdin),
-            child: Some(child),
-        })
+        Ok(Connection { reader: Box::new(stdout), writer: Box::new(stdin), child: Some(child) })
     }
 }
 
@@ -145,11 +125,7 @@ mod tests {
     #[test]
     fn ssh_runs_the_bridge_and_a_host_cannot_be_an_option_or_a_command() {
         let ssh = |host: &str, ssh: Option<&str>| {
-            Transport::Ssh {
-                host: host.into(),
-                ssh: ssh.map(Into::into),
-            }
-            .shell_command()
+            Transport::Ssh { host: host.into(), ssh: ssh.map(Into::into) }.shell_command()
         };
         assert_eq!(
             ssh("b", None).unwrap().unwrap(),

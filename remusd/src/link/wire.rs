@@ -43,15 +43,8 @@ impl Fields {
     }
 
     /// Some value if the presence byte is 1; the value's bytes are there only then.
-    pub(super) fn option<T>(
-        &mut self,
-        value: impl FnOnce(&mut Self) -> Field<T>,
-    ) -> Field<Option<T>> {
-        if self.bool()? {
-            value(self).map(Some)
-        } else {
-            Ok(None)
-        }
+    pub(super) fn option<T>(&mut self, value: impl FnOnce(&mut Self) -> Field<T>) -> Field<Option<T>> {
+        if self.bool()? { value(self).map(Some) } else { Ok(None) }
     }
 
     pub(super) fn text(&mut self) -> Field<String> {
@@ -75,11 +68,7 @@ impl Fields {
     }
 
     pub(super) fn end(&self) -> Field<()> {
-        if self.0.is_empty() {
-            Ok(())
-        } else {
-            Err("bytes are left over")
-        }
+        if self.0.is_empty() { Ok(()) } else { Err("bytes are left over") }
     }
 }
 
@@ -98,11 +87,7 @@ pub(super) fn put_bool(out: &mut BytesMut, value: bool) {
 }
 
 /// Writes a presence byte and, if there is one, the value.
-pub(super) fn put_option<T>(
-    out: &mut BytesMut,
-    value: Option<T>,
-    put: impl FnOnce(&mut BytesMut, T),
-) {
+pub(super) fn put_option<T>(out: &mut BytesMut, value: Option<T>, put: impl FnOnce(&mut BytesMut, T)) {
     put_bool(out, value.is_some());
     if let Some(value) = value {
         put(out, value);

@@ -72,7 +72,9 @@ impl Toolstack for Xl {
         // Where xl's own monitor puts it.
         std::fs::create_dir_all("/var/lib/xen/dump")
             .map_err(|e| ToolstackError { what: "mkdir /var/lib/xen/dump".into(), text: e.to_string() })?;
-        run("xl".as_ref(), &["dump-core", &domid.to_string(), &format!("/var/lib/xen/dump/{name}")], None).await.map(drop)
+        run("xl".as_ref(), &["dump-core", &domid.to_string(), &format!("/var/lib/xen/dump/{name}")], None)
+            .await
+            .map(drop)
     }
 
     async fn rename(&self, domid: DomId, name: &str) -> Result<(), ToolstackError> {

@@ -23,8 +23,10 @@ pub struct EpochEnd {
     pub digest: EpochDigest,
     /// Page entries in the epoch.
     pub pages: u64,
+    /// Decoded bytes: page contents and record bodies.
+    pub bytes: u64,
     /// State records in the epoch.
-    pub records: u64,
+    pub records: u32,
 }
 
 /// The data path: one epoch after the other. Calls wait for room, which holds up nothing but the next epoch.
@@ -71,6 +73,8 @@ pub trait PeerControl: Send + Sync {
 pub enum PeerEvent {
     /// It holds the whole epoch.
     Ack(Epoch),
+    /// It answers, but does not acknowledge an epoch that it has whole (hazard F22).
+    AckLate,
     /// It has destroyed its copy.
     Stopped,
     /// It is lost, or says that it cannot hold a copy any more.

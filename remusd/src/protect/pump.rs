@@ -99,7 +99,7 @@ impl Pump {
     async fn epoch(&mut self, epoch: Epoch, armed: bool) -> Result<Option<EpochCost>, PumpEvent> {
         let mut cost = EpochCost::default();
         let mut digester = Digester::new();
-        let mut records = 0;
+        let (mut records, mut bytes) = (0, 0);
         let lost = |PeerLost(text)| PumpEvent::PeerLost(text);
         self.outlet.begin(epoch, armed).await.map_err(lost)?;
         loop {
@@ -108,19 +108,21 @@ impl Pump {
                 Ok(Some(CaptureItem::Pages(batch))) => {
                     let start = Instant::now();
                     digester.pages(&batch);
+                    bytes += batch.data.len() as u64;
                     cost.encode += start.elapsed();
                     cost.pages += batch.entries.len() as u64;
                     let pages = batch.entries.len() as u64;
-                    let bytes = self.outlet.pages(epoch, batch).await.map_err(lost)?;
-                    cost.bytes += bytes;
+                    let sent_bytes = self.outlet.pages(epoch, batch).await.map_err(lost)?;
+                    cost.bytes += sent_bytes;
                     self.sent.send_modify(|sent| {
                         sent.pages += pages;
-                        sent.bytes += bytes;
+                        sent.bytes += sent_bytes;
                     });
                 }
                 Ok(Some(CaptureItem::State(record))) => {
                     digester.record(&record);
                     records += 1;
+                    bytes += record.body.len() as u64;
                     cost.bytes += self.outlet.record(epoch, record).await.map_err(lost)?;
                 }
                 Ok(Some(CaptureItem::EndOfEpoch)) => break,
@@ -133,9 +135,10 @@ impl Pump {
         for record in extra {
             digester.record(&record);
             records += 1;
+            bytes += record.body.len() as u64;
             cost.bytes += self.outlet.record(epoch, record).await.map_err(lost)?;
         }
-        let end = EpochEnd { epoch, armed, digest: digester.finish(), pages: cost.pages, records };
+        let end = EpochEnd { epoch, armed, digest: digester.finish(), pages: cost.pages, bytes, records };
         self.outlet.end(end).await.map_err(lost)?;
         cost.finish = start.elapsed();
         Ok(Some(cost))

@@ -62,6 +62,8 @@ pub struct PrimaryRecord {
     pub vifs: Vec<String>,
     /// The domain's configuration as libxl's JSON: to boot it again when it reboots.
     pub config: String,
+    /// Whether the guest has been suspended by us: from then on xl's monitor is gone and we are in its place (hazard F24).
+    pub monitor: bool,
     /// The save helper's process id and start time, to end a left-over one and nobody else.
     pub helper: Option<(u32, u64)>,
 }
@@ -79,7 +81,7 @@ impl StateDir {
     /// [`StateError::Io`].
     pub fn open(root: impl Into<PathBuf>) -> Result<Self, StateError> {
         let root = root.into();
-        for dir in ["primary", "backup"] {
+        for dir in ["primary", "backup", "monitor"] {
             let path = root.join(dir);
             fs::create_dir_all(&path).map_err(|source| StateError::Io { path, source })?;
         }
@@ -132,6 +134,27 @@ impl StateDir {
         list(&self.root.join("backup"))
     }
 
+    /// Writes the record of a domain that we are the monitor of.
+    ///
+    /// # Errors
+    /// [`StateError::Io`].
+    pub fn put_monitor<T: Serialize>(&self, uuid: ProtectionId, record: &T) -> Result<(), StateError> {
+        put(&self.root.join("monitor").join(format!("{uuid}.json")), record)
+    }
+
+    /// Forgets it. Fine when there is none.
+    ///
+    /// # Errors
+    /// [`StateError::Io`].
+    pub fn remove_monitor(&self, uuid: ProtectionId) -> Result<(), StateError> {
+        remove(&self.root.join("monitor").join(format!("{uuid}.json")))
+    }
+
+    /// All domains that we are the monitor of.
+    pub fn monitors<T: DeserializeOwned>(&self) -> (Vec<T>, Vec<StateError>) {
+        list(&self.root.join("monitor"))
+    }
+
     /// Reserves the next generation for a protection: durable before it is returned, never handed out twice (R4).
     ///
     /// # Errors
@@ -145,6 +168,15 @@ impl StateDir {
         put(&path, &all)?;
         Ok(next)
     }
+}
+
+/// A process's start time in clock ticks since boot (`/proc/PID/stat`, field 22): with its id it names one process for ever.
+/// `None` if there is no such process.
+#[must_use]
+pub fn start_time(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The command in parentheses may hold anything, also spaces and parentheses.
+    stat.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()
 }
 
 fn io(path: &Path) -> impl FnOnce(std::io::Error) -> StateError {
@@ -211,6 +243,7 @@ mod tests {
             devices: vec![],
             vifs: vec!["vif3.0".into()],
             config: "{}".into(),
+            monitor: true,
             helper: Some((77, 1234)),
         }
     }

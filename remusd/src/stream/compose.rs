@@ -74,6 +74,18 @@ impl RemusComposer {
         put_record(&mut buffer, libxl::kind::CHECKPOINT_END, &[]);
         buffer.freeze()
     }
+
+    /// What makes the receiver give its copy up instead of starting it: a checkpoint whose device-model part holds a record that
+    /// libxl does not know (`libxl_stream_read.c` of Xen 4.17: unbuffering fails, the restore fails, the domain is destroyed).
+    /// Only at a record boundary, after the first whole epoch.
+    #[must_use]
+    pub fn poison() -> Bytes {
+        let mut buffer = BytesMut::new();
+        put_record(&mut buffer, libxc::kind::CHECKPOINT, &[]);
+        put_record(&mut buffer, 0x7fff_ffff, &[]);
+        put_record(&mut buffer, libxl::kind::CHECKPOINT_END, &[]);
+        buffer.freeze()
+    }
 }
 
 fn opening(config_json: &str, preamble: &Bytes) -> Result<Vec<Bytes>, StreamError> {

@@ -12,6 +12,8 @@ pub mod store;
 pub mod suspend;
 
 #[cfg(feature = "xen")]
+pub mod create;
+#[cfg(feature = "xen")]
 mod ffi;
 #[cfg(feature = "xen")]
 mod owner;

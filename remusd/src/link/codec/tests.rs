@@ -4,18 +4,14 @@ use super::*;
 use crate::{
     ids::{DomId, Epoch},
     link::frame::{
-        EpochEnd, ErrorCode, GuestState, GuestType, Heartbeat, Hello, LostReason,
-        MAX_PAGES_PER_FRAME, OnPrimaryLoss, ProtectOffer, Purpose, QueryEntry, RefuseCode, Role,
-        StatePart, StopReason, VersionRange, Welcome,
+        EpochEnd, ErrorCode, GuestState, GuestType, Heartbeat, Hello, LostReason, MAX_PAGES_PER_FRAME, OnPrimaryLoss,
+        ProtectOffer, Purpose, QueryEntry, RefuseCode, Role, StatePart, StopReason, VersionRange, Welcome,
     },
     stream::{Layer, PAGE_SIZE, PageBatch, digest::EpochDigest},
 };
 
 fn key() -> SessionKey {
-    SessionKey {
-        generation: Generation(7),
-        nonce: Nonce(Uuid::from_u128(0x0011_2233_4455_6677_8899_aabb_ccdd_eeff)),
-    }
+    SessionKey { generation: Generation(7), nonce: Nonce(Uuid::from_u128(0x0011_2233_4455_6677_8899_aabb_ccdd_eeff)) }
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -75,9 +71,7 @@ fn samples() -> Vec<Frame> {
     };
     vec![
         hello(Purpose::Protect(offer())),
-        hello(Purpose::Query {
-            protection: Some(Uuid::from_u128(2)),
-        }),
+        hello(Purpose::Query { protection: Some(Uuid::from_u128(2)) }),
         Frame::Welcome(Welcome {
             version: 1,
             capabilities: 0,
@@ -85,10 +79,7 @@ fn samples() -> Vec<Frame> {
             host: "b".into(),
             wall_clock_ms: 9,
         }),
-        Frame::Refuse {
-            code: RefuseCode::Memory,
-            text: "free 1 MiB".into(),
-        },
+        Frame::Refuse { code: RefuseCode::Memory, text: "free 1 MiB".into() },
         Frame::QueryResult(vec![QueryEntry {
             protection: Uuid::from_u128(3),
             role: Role::Armed,
@@ -98,10 +89,7 @@ fn samples() -> Vec<Frame> {
         }]),
         Frame::Config(Bytes::from_static(b"{}")),
         Frame::Preamble(Bytes::from_static(b"\xff\xff")),
-        Frame::EpochBegin {
-            epoch: Epoch(1),
-            armed: true,
-        },
+        Frame::EpochBegin { epoch: Epoch(1), armed: true },
         Frame::State(StatePart {
             epoch: Epoch(1),
             layer: Layer::Libxl,
@@ -118,11 +106,7 @@ fn samples() -> Vec<Frame> {
             bytes: 8200,
             records: 1,
         }),
-        Frame::Ack {
-            epoch: Epoch(1),
-            backlog_epochs: 1,
-            backlog_bytes: 2,
-        },
+        Frame::Ack { epoch: Epoch(1), backlog_epochs: 1, backlog_bytes: 2 },
         Frame::Heartbeat(Heartbeat {
             epoch: Epoch(2),
             guest: GuestState::Suspended,
@@ -130,19 +114,11 @@ fn samples() -> Vec<Frame> {
             wall_clock_ms: 1_700_000_000_000,
             late: true,
         }),
-        Frame::Stop {
-            reason: StopReason::Reboot,
-        },
+        Frame::Stop { reason: StopReason::Reboot },
         Frame::Stopped,
-        Frame::BackupLost {
-            reason: LostReason::Digest,
-            text: "x".into(),
-        },
+        Frame::BackupLost { reason: LostReason::Digest, text: "x".into() },
         Frame::Superseded { text: "y".into() },
-        Frame::Error {
-            code: ErrorCode::Unexpected,
-            text: "z".into(),
-        },
+        Frame::Error { code: ErrorCode::Unexpected, text: "z".into() },
     ]
 }
 
@@ -154,10 +130,7 @@ fn golden_bytes() {
         let bytes = encode(std::slice::from_ref(&frame));
         lines += &format!("{} {}\n", frame.name(), hex(&bytes));
     }
-    assert_eq!(
-        lines, golden,
-        "the wire format changed: raise VERSION_MAX and keep the old layout"
-    );
+    assert_eq!(lines, golden, "the wire format changed: raise VERSION_MAX and keep the old layout");
 }
 
 #[test]
@@ -179,11 +152,7 @@ fn golden_pages() {
          1000000000000000\
          020001"
     );
-    assert_eq!(
-        bytes.len(),
-        HEADER + 39 + PAGE_SIZE,
-        "the zero page is not sent"
-    );
+    assert_eq!(bytes.len(), HEADER + 39 + PAGE_SIZE, "the zero page is not sent");
     assert_eq!(decode(&bytes).unwrap(), [frame]);
 }
 
@@ -205,57 +174,27 @@ fn a_frame_of_another_session_sequence_or_version_ends_it() {
     let good = encode(&[Frame::Stopped, Frame::Stopped]);
     let (first, second) = (&good[..HEADER], &good[HEADER..]);
 
-    assert!(matches!(
-        decode(second),
-        Err(FrameError::Sequence {
-            found: 1,
-            expected: 0
-        })
-    ));
+    assert!(matches!(decode(second), Err(FrameError::Sequence { found: 1, expected: 0 })));
     let replay = [first, first].concat();
-    assert!(matches!(
-        decode(&replay),
-        Err(FrameError::Sequence {
-            found: 0,
-            expected: 1
-        })
-    ));
+    assert!(matches!(decode(&replay), Err(FrameError::Sequence { found: 0, expected: 1 })));
 
-    let other = SessionKey {
-        nonce: Nonce(Uuid::nil()),
-        ..key()
-    };
+    let other = SessionKey { nonce: Nonce(Uuid::nil()), ..key() };
     let mut decoder = Decoder::new(other);
     decoder.push(first);
-    assert!(matches!(
-        decoder.next_frame(),
-        Err(FrameError::OtherSession { .. })
-    ));
+    assert!(matches!(decoder.next_frame(), Err(FrameError::OtherSession { .. })));
     decoder.push(first);
-    assert!(
-        decoder.next_frame().is_err(),
-        "a failed decoder stays failed"
-    );
+    assert!(decoder.next_frame().is_err(), "a failed decoder stays failed");
 
     let mut decoder = Decoder::new(key());
     decoder.set_version(2);
     decoder.push(first);
-    assert!(matches!(
-        decoder.next_frame(),
-        Err(FrameError::Version {
-            found: 1,
-            expected: 2
-        })
-    ));
+    assert!(matches!(decoder.next_frame(), Err(FrameError::Version { found: 1, expected: 2 })));
 
     let mut decoder = Decoder::accepting();
     decoder.push(first);
     assert_eq!(decoder.next_frame(), Err(FrameError::NotHello("STOPPED")));
 
-    assert_eq!(
-        decode(b"Last login: yesterday"),
-        Err(FrameError::Magic { found: *b"Last" })
-    );
+    assert_eq!(decode(b"Last login: yesterday"), Err(FrameError::Magic { found: *b"Last" }));
     assert!(matches!(decode(b"x"), Err(FrameError::Magic { .. })));
 }
 
@@ -280,11 +219,7 @@ fn an_oversized_frame_is_refused_from_its_header_without_reserving_for_it() {
     for kind in FrameType::ALL {
         let mut decoder = Decoder::new(key());
         decoder.push(&header(kind as u16, u32::MAX));
-        assert!(
-            matches!(decoder.next_frame(), Err(FrameError::TooLong { .. })),
-            "{}",
-            kind.name()
-        );
+        assert!(matches!(decoder.next_frame(), Err(FrameError::TooLong { .. })), "{}", kind.name());
         assert!(decoder.buffer().capacity() <= 2 * READ_AHEAD);
     }
     assert_eq!(decode(&header(0x34, 0)), Err(FrameError::UnknownType(0x34)));
@@ -296,10 +231,7 @@ fn malformed_payloads_are_refused() {
     raw.extend_from_slice(&[0; 8]);
     raw.extend_from_slice(&(MAX_PAGES_PER_FRAME as u32 + 1).to_le_bytes());
     seal(&mut raw);
-    assert!(
-        matches!(decode(&raw), Err(FrameError::Malformed { .. })),
-        "too many pages"
-    );
+    assert!(matches!(decode(&raw), Err(FrameError::Malformed { .. })), "too many pages");
 
     let pages = |entry: u64, encoding: u8| {
         let mut raw = header(FrameType::Pages as u16, 21);
@@ -315,21 +247,12 @@ fn malformed_payloads_are_refused() {
     assert!(pages(1, 0).is_err(), "contents missing");
     assert!(pages(1, 9).is_err(), "reserved encoding");
     assert!(pages(0xf << 60, 0).is_ok());
-    assert!(
-        pages(0xf << 60, 1).is_err(),
-        "contents where the type has none"
-    );
+    assert!(pages(0xf << 60, 1).is_err(), "contents where the type has none");
 
-    let mut raw = encode(&[Frame::Stop {
-        reason: StopReason::Crash,
-    }])
-    .to_vec();
+    let mut raw = encode(&[Frame::Stop { reason: StopReason::Crash }]).to_vec();
     raw[HEADER] = 99;
     seal(&mut raw);
-    assert!(
-        matches!(decode(&raw), Err(FrameError::Malformed { .. })),
-        "unknown code"
-    );
+    assert!(matches!(decode(&raw), Err(FrameError::Malformed { .. })), "unknown code");
 }
 
 #[test]
@@ -337,18 +260,11 @@ fn a_sender_cannot_break_the_limits() {
     let mut encoder = Encoder::new(key());
     let mut out = BytesMut::from(&b"before"[..]);
     let huge = Frame::Config(vec![0; FrameType::Config.limit() + 1].into());
-    assert!(matches!(
-        encoder.encode(&huge, &mut out),
-        Err(FrameError::TooLong { .. })
-    ));
+    assert!(matches!(encoder.encode(&huge, &mut out), Err(FrameError::TooLong { .. })));
     assert_eq!(&out[..], b"before");
     let text = "ü".repeat(5000);
-    encoder
-        .encode(&Frame::Superseded { text }, &mut out)
-        .unwrap();
-    let Frame::Superseded { text } = &decode(&out[6..]).unwrap()[0] else {
-        panic!("another frame")
-    };
+    encoder.encode(&Frame::Superseded { text }, &mut out).unwrap();
+    let Frame::Superseded { text } = &decode(&out[6..]).unwrap()[0] else { panic!("another frame") };
     assert_eq!(text.len(), 4096, "a long text is cut at a character");
 }
 
@@ -362,10 +278,7 @@ fn any_batch() -> impl Strategy<Value = PageBatch> {
                 data.extend(page(if zero { 0 } else { fill }));
             }
         }
-        PageBatch {
-            entries,
-            data: data.into(),
-        }
+        PageBatch { entries, data: data.into() }
     })
 }
 

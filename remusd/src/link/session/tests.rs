@@ -15,26 +15,15 @@ use crate::{
 const DETECTION: Duration = Duration::from_millis(1000);
 
 fn key() -> SessionKey {
-    SessionKey {
-        generation: Generation(1),
-        nonce: Nonce(uuid::Uuid::from_u128(9)),
-    }
+    SessionKey { generation: Generation(1), nonce: Nonce(uuid::Uuid::from_u128(9)) }
 }
 
 fn start(stream: DuplexStream, options: &LinkOptions) -> Session {
-    Session::start(
-        Connection::new(stream),
-        Encoder::new(key()),
-        Decoder::new(key()),
-        options,
-    )
+    Session::start(Connection::new(stream), Encoder::new(key()), Decoder::new(key()), options)
 }
 
 fn options() -> LinkOptions {
-    LinkOptions {
-        data_queue: 64 * 1024,
-        ..LinkOptions::for_detection(DETECTION)
-    }
+    LinkOptions { data_queue: 64 * 1024, ..LinkOptions::for_detection(DETECTION) }
 }
 
 /// The other end by hand: what arrives, and bytes to send.
@@ -47,11 +36,7 @@ struct Peer {
 impl Peer {
     fn pair(pipe: usize, options: &LinkOptions) -> (Session, Self) {
         let (ours, theirs) = duplex(pipe);
-        let peer = Self {
-            stream: theirs,
-            decoder: Decoder::new(key()),
-            encoder: Encoder::new(key()),
-        };
+        let peer = Self { stream: theirs, decoder: Decoder::new(key()), encoder: Encoder::new(key()) };
         (start(ours, options), peer)
     }
 
@@ -114,9 +99,7 @@ async fn control_goes_before_waiting_pages_and_data_waits_for_room() {
     });
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert!(!sender.is_finished(), "20 * 16 KiB do not fit into 64 KiB");
-    let stop = Frame::Stop {
-        reason: StopReason::Planned,
-    };
+    let stop = Frame::Stop { reason: StopReason::Planned };
     session.outbox.control(stop.clone()).unwrap();
     let mut before = 0;
     loop {
@@ -125,15 +108,9 @@ async fn control_goes_before_waiting_pages_and_data_waits_for_room() {
             _ => before += 1,
         }
     }
-    assert!(
-        before <= 1,
-        "only the frame in flight may go before, {before} did"
-    );
+    assert!(before <= 1, "only the frame in flight may go before, {before} did");
     for _ in before..20 {
-        assert!(matches!(
-            peer.next_not_heartbeat().await,
-            Some(Frame::Pages { .. })
-        ));
+        assert!(matches!(peer.next_not_heartbeat().await, Some(Frame::Pages { .. })));
     }
     sender.await.unwrap();
 }
@@ -142,11 +119,7 @@ async fn control_goes_before_waiting_pages_and_data_waits_for_room() {
 async fn heartbeats_carry_the_newest_report_and_keep_the_peer_from_suspecting() {
     let (ours, theirs) = duplex(1 << 16);
     let (a, mut b) = (start(ours, &options()), start(theirs, &options()));
-    a.outbox.report(Report {
-        epoch: Epoch(6),
-        guest: GuestState::Running,
-        resumed_at: Some(Instant::now()),
-    });
+    a.outbox.report(Report { epoch: Epoch(6), guest: GuestState::Running, resumed_at: Some(Instant::now()) });
     let deadline = Instant::now() + 10 * DETECTION;
     let mut beats = Vec::new();
     while let Ok(Some(event)) = tokio::time::timeout_at(deadline, b.events.recv()).await {
@@ -165,16 +138,11 @@ async fn heartbeats_carry_the_newest_report_and_keep_the_peer_from_suspecting() 
 async fn silence_is_suspected_once_and_forgiven() {
     let (mut session, mut peer) = Peer::pair(1 << 20, &options());
     let before = Instant::now();
-    let Some(SessionEvent::Suspect { silence }) = session.events.recv().await else {
-        panic!("no suspicion")
-    };
+    let Some(SessionEvent::Suspect { silence }) = session.events.recv().await else { panic!("no suspicion") };
     assert!(silence >= DETECTION && before.elapsed() < DETECTION * 5 / 4);
     peer.send(&Frame::Stopped).await;
     assert_eq!(session.events.recv().await, Some(SessionEvent::Alive));
-    assert_eq!(
-        session.events.recv().await,
-        Some(SessionEvent::Frame(Frame::Stopped))
-    );
+    assert_eq!(session.events.recv().await, Some(SessionEvent::Frame(Frame::Stopped)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -187,10 +155,7 @@ async fn a_consumer_that_holds_us_up_does_not_make_the_peer_suspect() {
         peer
     });
     tokio::time::sleep(5 * DETECTION).await;
-    assert!(
-        !feeder.is_finished(),
-        "reading goes on only as fast as events are taken"
-    );
+    assert!(!feeder.is_finished(), "reading goes on only as fast as events are taken");
     for epoch in 0..200 {
         match session.events.recv().await.unwrap() {
             SessionEvent::Frame(Frame::Pages { epoch: got, .. }) => assert_eq!(got, Epoch(epoch)),
@@ -214,8 +179,7 @@ async fn an_unacknowledged_epoch_is_told_although_the_peer_talks() {
     session.outbox.data(Frame::EpochEnd(end), 0).await.unwrap();
     tokio::spawn(async move {
         loop {
-            peer.send(&Frame::Heartbeat(heartbeat(Report::default(), false)))
-                .await;
+            peer.send(&Frame::Heartbeat(heartbeat(Report::default(), false))).await;
             tokio::time::sleep(DETECTION / 10).await;
         }
     });
@@ -228,18 +192,12 @@ async fn an_unacknowledged_epoch_is_told_although_the_peer_talks() {
 #[tokio::test(start_paused = true)]
 async fn closing_writes_what_control_is_queued_and_ends_both_ends() {
     let (mut session, mut peer) = Peer::pair(1 << 20, &options());
-    let lost = Frame::BackupLost {
-        reason: LostReason::Receiver,
-        text: "gone".into(),
-    };
+    let lost = Frame::BackupLost { reason: LostReason::Receiver, text: "gone".into() };
     session.outbox.control(lost.clone()).unwrap();
     session.outbox.close();
     assert_eq!(peer.next_not_heartbeat().await, Some(lost));
     assert_eq!(peer.next_not_heartbeat().await, None);
-    assert_eq!(
-        next_not_heartbeat(&mut session).await,
-        Some(SessionEvent::Closed(CloseReason::Local))
-    );
+    assert_eq!(next_not_heartbeat(&mut session).await, Some(SessionEvent::Closed(CloseReason::Local)));
     assert_eq!(session.events.recv().await, None);
     assert!(session.outbox.control(Frame::Stopped).is_err());
     assert!(session.outbox.data(Frame::Stopped, 1).await.is_err());
@@ -259,32 +217,16 @@ async fn how_the_stream_ended_is_told() {
     let (session, mut peer) = Peer::pair(1 << 20, &options());
     peer.stream.write_all(b"RMUS").await.unwrap();
     drop(peer);
-    assert_eq!(
-        closed(session).await,
-        CloseReason::Protocol(FrameError::Truncated)
-    );
+    assert_eq!(closed(session).await, CloseReason::Protocol(FrameError::Truncated));
 
     let (session, mut peer) = Peer::pair(1 << 20, &options());
     peer.stream.write_all(&[0; 60]).await.unwrap();
-    assert!(matches!(
-        closed(session).await,
-        CloseReason::Protocol(FrameError::Magic { .. })
-    ));
+    assert!(matches!(closed(session).await, CloseReason::Protocol(FrameError::Magic { .. })));
 
     let (session, mut peer) = Peer::pair(1 << 20, &options());
-    peer.send(&Frame::Error {
-        code: ErrorCode::Internal,
-        text: "disk full".into(),
-    })
-    .await;
+    peer.send(&Frame::Error { code: ErrorCode::Internal, text: "disk full".into() }).await;
     drop(peer);
-    assert_eq!(
-        closed(session).await,
-        CloseReason::Peer {
-            code: ErrorCode::Internal,
-            text: "disk full".into()
-        }
-    );
+    assert_eq!(closed(session).await, CloseReason::Peer { code: ErrorCode::Internal, text: "disk full".into() });
 }
 
 #[tokio::test(start_paused = true)]

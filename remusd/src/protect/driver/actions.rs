@@ -14,7 +14,7 @@ use super::{Current, Driver};
 use crate::capture::{SaveHelper, SaveHelperConfig};
 use crate::ids::Epoch;
 use crate::ops::EventKind;
-use crate::xen::Settled;
+use crate::xen::suspend::Settled;
 
 /// How long a guest that has taken a suspend request may take to suspend after all before it is given up as stuck.
 const SETTLE: Duration = Duration::from_secs(10);
@@ -172,14 +172,14 @@ impl Driver {
     }
 
     async fn start_engine(&mut self) {
-        let config = SaveHelperConfig {
+        let mut config = SaveHelperConfig {
             helper: self.parts.helper.clone(),
-            hard_budget: self.parts.options.epoch_budget,
             ..SaveHelperConfig::new(self.parts.domid)
         };
+        config.budget.hard = usize::try_from(self.parts.options.epoch_budget).unwrap_or(usize::MAX);
         match SaveHelper::spawn(config).await {
             Ok((engine, items)) => {
-                self.parts.record.helper = engine.identity();
+                self.parts.record.helper = engine.pid().and_then(|pid| Some((pid, crate::state::start_time(pid)?)));
                 self.engine = Some(engine);
                 self.engine_owed = false;
                 if let Err(text) = self.save_record() {
@@ -199,6 +199,13 @@ impl Driver {
         self.current = Current { epoch, armed, ..Current::default() };
         if epoch.0 == 0 {
             self.current.cost = cost;
+        }
+        if !self.parts.record.monitor {
+            self.parts.record.monitor = true;
+            self.suspended_once.send_replace(true);
+            if let Err(text) = self.save_record() {
+                return self.then(Event::EpochFailed(text));
+            }
         }
         if armed && !self.parts.record.armed {
             // On disk before the first packet is held: a restarted daemon must know to seal (R9, hazard F2).
@@ -267,8 +274,10 @@ impl Driver {
 
     /// Whatever state the guest is in by our doing, it runs afterwards or has ended.
     pub(super) async fn ensure_running(&mut self) {
-        let _ = self.guard.disarm();
+        let fired = self.guard.disarm();
         self.pause_deadline = None;
+        // The watchdog has resumed the guest: nothing is pending that would have to be waited for.
+        let rescued = fired.is_some_and(|f| f.resumed.is_some()) && self.current.suspended.is_some();
         if let Some((task, cancel)) = self.suspending.take() {
             cancel.cancel();
             match task.await {
@@ -281,7 +290,7 @@ impl Driver {
         {
             tracing::error!(domain = self.parts.domain.name, "{error}");
         }
-        if let Some(suspender) = &mut self.suspender {
+        if let Some(suspender) = self.suspender.as_mut().filter(|_| !rescued) {
             match suspender.settle(SETTLE).await {
                 Ok(Settled::Running | Settled::Resumed) => {}
                 Ok(Settled::Ended) => {

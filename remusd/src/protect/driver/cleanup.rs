@@ -16,7 +16,6 @@ const UNWIND: Duration = Duration::from_secs(10);
 impl Driver {
     pub(super) async fn clean_up(&mut self, output: Output, fate: DomainFate) {
         self.timer = None;
-        self.ack_deadline = None;
         self.stop_deadline = None;
         let ending = match output {
             Output::Release => Ending::Release,
@@ -37,6 +36,8 @@ impl Driver {
                     complaints.push(error.to_string());
                 }
             }
+            // Until the first suspend xl's own monitor is there and does it.
+            DomainFate::ByConfig(_) if !self.parts.record.monitor => {}
             DomainFate::ByConfig(end) => complaints.extend(self.by_config(end).await),
         }
         if complaints.is_empty() {
@@ -59,9 +60,7 @@ impl Driver {
         match done {
             Ok((text, new)) => {
                 self.tell(EventKind::GuestEnded, format!("the guest ended ({end}) and was {text}"));
-                if let Some(new) = new {
-                    self.parts.domain.domid = Some(new);
-                }
+                self.reborn.send_replace(new);
                 vec![]
             }
             Err(error) => {

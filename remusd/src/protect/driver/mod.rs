@@ -7,6 +7,8 @@ mod actions;
 mod cleanup;
 mod wait;
 
+pub use wait::ended;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
@@ -117,6 +119,10 @@ pub struct Handle {
     orders: mpsc::UnboundedSender<Order>,
     /// Ends with the protection.
     pub outcome: watch::Receiver<Option<Outcome>>,
+    /// The domain's new id, when it has rebooted under protection.
+    pub reborn: watch::Receiver<Option<DomId>>,
+    /// Whether the guest was ever suspended, so that xl's monitor is gone.
+    pub suspended_once: watch::Receiver<bool>,
 }
 
 impl Handle {
@@ -167,7 +173,6 @@ struct Driver {
     pump_parts: Option<PumpParts>,
     orders: mpsc::UnboundedReceiver<Order>,
     timer: Option<Instant>,
-    ack_deadline: Option<Instant>,
     stop_deadline: Option<Instant>,
     pause_deadline: Option<Instant>,
     guard: GuardHandle,
@@ -175,6 +180,8 @@ struct Driver {
     current: Current,
     snapshot: watch::Sender<Snapshot>,
     outcome: watch::Sender<Option<Outcome>>,
+    reborn: watch::Sender<Option<DomId>>,
+    suspended_once: watch::Sender<bool>,
     drops_seen: u64,
 }
 
@@ -193,6 +200,8 @@ pub fn start(parts: Parts, suspender: Suspender) -> Handle {
     let (orders_send, orders) = mpsc::unbounded_channel();
     let (snapshot_send, snapshot) = watch::channel(Snapshot::default());
     let (outcome_send, outcome) = watch::channel(None);
+    let (reborn_send, reborn) = watch::channel(None);
+    let (once_send, suspended_once) = watch::channel(false);
     let machine = Machine::new(parts.options.policy());
     parts.log.publish(
         parts.domain.clone(),
@@ -212,7 +221,6 @@ pub fn start(parts: Parts, suspender: Suspender) -> Handle {
         pump_parts: Some(PumpParts { orders: pump_orders, events: pump_send, sent: sent_send }),
         orders,
         timer: None,
-        ack_deadline: None,
         stop_deadline: None,
         pause_deadline: None,
         guard: parts.guard.handle(),
@@ -220,11 +228,13 @@ pub fn start(parts: Parts, suspender: Suspender) -> Handle {
         current: Current::default(),
         snapshot: snapshot_send,
         outcome: outcome_send,
+        reborn: reborn_send,
+        suspended_once: once_send,
         drops_seen: 0,
         parts,
     };
     tokio::spawn(driver.run());
-    Handle { snapshot, sent, orders: orders_send, outcome }
+    Handle { snapshot, sent, orders: orders_send, outcome, reborn, suspended_once }
 }
 
 impl Driver {

@@ -50,7 +50,6 @@ impl Driver {
                 pumped = self.pump_events.recv() => pumped.and_then(|p| self.on_pump(p)),
                 done = suspend_done(&mut self.suspending) => Some(self.on_suspend(done)),
                 () = until(self.timer) => { self.timer = None; Some(Event::Timer) }
-                () = until(self.ack_deadline) => { self.ack_deadline = None; Some(Event::AckLate) }
                 () = until(self.stop_deadline) => { self.stop_deadline = None; Some(Event::StopLate) }
                 () = until(self.pause_deadline) => { self.pause_deadline = None; self.on_pause_deadline() }
                 seen = watch_domain(&mut self.suspender), if !self.may_be_suspended => match seen {
@@ -72,10 +71,10 @@ impl Driver {
     fn on_peer(&mut self, event: Option<PeerEvent>) -> Event {
         match event {
             Some(PeerEvent::Ack(epoch)) => {
-                self.ack_deadline = None;
                 self.current.acked = Some(Instant::now());
                 Event::Ack { epoch, pages: self.current.cost.pages }
             }
+            Some(PeerEvent::AckLate) => Event::AckLate,
             Some(PeerEvent::Stopped) => Event::Stopped,
             Some(PeerEvent::Lost(text)) => Event::BackupLost(text),
             Some(PeerEvent::Superseded(text)) => Event::Superseded(text),
@@ -103,7 +102,6 @@ impl Driver {
                     self.current.acked = Some(now);
                     return Some(Event::Ack { epoch, pages: cost.pages });
                 }
-                self.ack_deadline = Some(now + Duration::from_millis(self.parts.options.ack_deadline_ms));
                 None
             }
             PumpEvent::PeerLost(text) => Some(Event::BackupLost(text)),

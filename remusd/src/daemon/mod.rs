@@ -1,0 +1,126 @@
+//! The daemon of one host, both roles: what it holds (`mod`), what it answers (`service`), how a protection is set up (`setup`),
+//! what is put right after a crash (`recover`), and the guests it is the monitor of (`monitor`).
+
+pub mod devices;
+pub mod monitor;
+pub mod recover;
+pub mod resolve;
+#[cfg(feature = "xen")]
+pub mod run;
+pub mod service;
+pub mod setup;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::sync::Mutex;
+use tokio::task::JoinHandle;
+
+use crate::ids::{Generation, ProtectionId};
+use crate::ops::{DomainRef, EventLog};
+use crate::protect::driver;
+use crate::protect::fate::Toolstack;
+use crate::protect::machine::Outcome;
+use crate::protect::options::Target;
+use crate::state::StateDir;
+use crate::xen::{Hypervisor, SuspendGuard, XenError, XenStore};
+
+/// How to get at this host's Xen. Tests put doubles here.
+pub struct Host {
+    /// The hypervisor.
+    pub hypervisor: Arc<dyn Hypervisor>,
+    /// xenstore.
+    pub store: Arc<dyn XenStore>,
+    /// Destroys and boots domains.
+    pub toolstack: Arc<dyn Toolstack>,
+    /// Makes a suspend guard with an interface of its own.
+    #[allow(clippy::type_complexity, reason = "one factory, named here")]
+    pub guard: Box<dyn Fn(crate::ids::DomId) -> Result<SuspendGuard, XenError> + Send + Sync>,
+    /// The save helper, unless the default.
+    pub helper: Option<PathBuf>,
+}
+
+/// A protection of which this host is the primary.
+pub struct Primary {
+    /// Which domain.
+    pub domain: DomainRef,
+    /// Where to.
+    pub target: Target,
+    /// Which session.
+    pub generation: Generation,
+    /// Whether acknowledgements are only pretended.
+    pub unsafe_target: bool,
+    /// The running protection.
+    pub handle: Arc<driver::Handle>,
+}
+
+/// The daemon.
+pub struct Daemon {
+    /// This host's Xen.
+    pub host: Host,
+    /// What survives a crash.
+    pub state: StateDir,
+    /// What happened.
+    pub log: Arc<EventLog>,
+    /// Protections of this host's guests. Ended ones are kept until the next of the same domain, for status.
+    primaries: Mutex<HashMap<ProtectionId, Primary>>,
+    /// Copies of other hosts' guests.
+    pub backups: Arc<crate::backup::Registry>,
+    monitors: Mutex<HashMap<ProtectionId, JoinHandle<()>>>,
+}
+
+impl Daemon {
+    /// A daemon that holds nothing yet.
+    #[must_use]
+    pub fn new(host: Host, state: StateDir, log: Arc<EventLog>, backups: Arc<crate::backup::Registry>) -> Self {
+        Self { host, state, log, primaries: Mutex::default(), backups, monitors: Mutex::default() }
+    }
+
+    /// Ends every protection of this host's guests as planned: they run on, no copy is left. Copies of other hosts' guests are given
+    /// up, which their primaries are told.
+    pub async fn shut_down(&self) {
+        let handles: Vec<_> = self.primaries.lock().await.values().map(|p| p.handle.clone()).collect();
+        let ends = handles.into_iter().map(|handle| async move {
+            handle.order(driver::Order::Stop);
+            handle.ended().await;
+        });
+        futures::future::join_all(ends).await;
+        self.backups.shut_down().await;
+    }
+
+    /// Becomes the domain's monitor, in place of an earlier one of ours.
+    async fn monitor(&self, record: monitor::MonitorRecord) {
+        let tools = monitor::MonitorTools {
+            hypervisor: self.host.hypervisor.clone(),
+            store: self.host.store.clone(),
+            toolstack: self.host.toolstack.clone(),
+            log: self.log.clone(),
+            state: self.state.clone(),
+        };
+        let uuid = record.uuid;
+        let task = tokio::spawn(monitor::watch(tools, record));
+        if let Some(old) = self.monitors.lock().await.insert(uuid, task) {
+            old.abort();
+        }
+    }
+
+    /// Leaves the monitor's part to a protection that begins.
+    async fn end_monitor(&self, uuid: ProtectionId) {
+        if let Some(task) = self.monitors.lock().await.remove(&uuid) {
+            task.abort();
+        }
+    }
+
+    /// Takes over from a protection that has ended: from the first suspend on, xl's monitor is gone.
+    async fn after(&self, record: monitor::MonitorRecord, handle: &driver::Handle, outcome: &Outcome) {
+        let reborn = *handle.reborn.borrow();
+        let monitors = *handle.suspended_once.borrow();
+        match (outcome, reborn) {
+            (_, Some(domid)) => self.monitor(monitor::MonitorRecord { domid, ..record }).await,
+            (Outcome::Alone(_) | Outcome::Stopped | Outcome::NotStarted(_), None) if monitors => self.monitor(record).await,
+            _ => {}
+        }
+    }
+}
+

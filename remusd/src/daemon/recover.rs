@@ -1,0 +1,218 @@
+//! Puts right what a crashed daemon has left behind, in the one safe order: seal, resume the guest sealed, decide who owns it, unseal
+//! (R9, hazards F2 and F23).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Daemon, monitor, setup};
+use crate::api::{ApiError, ErrorCode};
+use crate::link::{LinkOptions, PrimaryLink, Role};
+use crate::ops::{Backoff, DomainRef, EventKind};
+use crate::protect::options::OnPrimaryLoss;
+use crate::state::{PrimaryRecord, start_time};
+use crate::xen::suspend::Settled;
+use crate::xen::{DomainInfo, GuestType, Suspender};
+
+/// How long the peer is asked before its silence counts.
+const ASK_PEER: Duration = Duration::from_secs(15);
+
+/// How long a guest that had taken a suspend request may take to be suspended.
+const SETTLE: Duration = Duration::from_secs(3);
+
+/// Who owns the guest.
+enum Owner {
+    We(String),
+    Peer(String),
+    Unknown(String),
+}
+
+impl Daemon {
+    /// Recovers every protection that has a record. Called once at start, before anything else acts.
+    pub async fn recover_all(self: &Arc<Self>) {
+        let (records, errors) = self.state.primaries();
+        for error in errors {
+            tracing::error!("{error}");
+        }
+        let recoveries = records.into_iter().map(|record| {
+            let daemon = self.clone();
+            async move {
+                if let Err(error) = daemon.recover(record, false).await {
+                    tracing::error!("{error}");
+                }
+            }
+        });
+        futures::future::join_all(recoveries).await;
+        let (monitored, errors) = self.state.monitors::<monitor::MonitorRecord>();
+        for error in errors {
+            tracing::error!("{error}");
+        }
+        for record in monitored {
+            if !self.monitors.lock().await.contains_key(&record.uuid) {
+                self.monitor(record).await;
+            }
+        }
+    }
+
+    /// Recovers one protection. `assume_owner`: the operator asserts that no other copy runs.
+    ///
+    /// # Errors
+    /// When something could not be put right; the record stays, so that it can be tried again.
+    pub async fn recover(self: &Arc<Self>, record: PrimaryRecord, assume_owner: bool) -> Result<String, ApiError> {
+        let domain = DomainRef { domid: Some(record.domid), name: record.name.clone(), uuid: record.uuid };
+        let failed = |text: String| ApiError::new(ErrorCode::Failed, format!("Recovering {}: {text}", record.name));
+
+        if record.armed {
+            for vif in &record.vifs {
+                match devices::netbuffer::seal(vif).await {
+                    Ok(()) => {}
+                    Err(error) if error.is_gone() => {}
+                    Err(error) => return Err(failed(format!("{vif} cannot be sealed, so nothing was touched: {error}"))),
+                }
+            }
+        }
+        if let Some((pid, started)) = record.helper
+            && start_time(pid) == Some(started)
+        {
+            // Its parent is gone; it can only unwind or hang.
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.cast_signed()), nix::sys::signal::Signal::SIGKILL);
+        }
+        let info = self
+            .host
+            .hypervisor
+            .domain(record.domid)
+            .await
+            .map_err(|e| failed(e.to_string()))?
+            .filter(|i| i.uuid == record.uuid && !i.state.dying);
+        if let Some(info) = &info {
+            self.resume_sealed(&record, info).await.map_err(failed)?;
+        }
+
+        let text = match self.owner(&record, assume_owner).await {
+            Owner::We(text) => {
+                self.remove_leftovers(&record).await.map_err(failed)?;
+                if record.monitor && info.is_some() {
+                    self.monitor(monitor::MonitorRecord {
+                        uuid: record.uuid,
+                        domid: record.domid,
+                        name: record.name.clone(),
+                        config: record.config.clone(),
+                    })
+                    .await;
+                }
+                self.forget(&record)?;
+                let text = match info {
+                    Some(_) => format!("the guest runs here, UNPROTECTED ({text}); `remus protect` it again"),
+                    None => format!("the domain is gone; what was left of its protection was removed ({text})"),
+                };
+                self.log.publish(domain.clone(), EventKind::Recovered, text.clone());
+                if info.is_some() {
+                    self.log.publish(domain, EventKind::Unprotected, "the daemon was restarted under it; protect it again");
+                }
+                text
+            }
+            Owner::Peer(text) => {
+                if info.is_some() {
+                    self.host.hypervisor.pause(record.domid).await.map_err(|e| failed(e.to_string()))?;
+                    self.host.toolstack.destroy(record.domid).await.map_err(|e| failed(e.to_string()))?;
+                }
+                self.remove_leftovers(&record).await.map_err(failed)?;
+                self.forget(&record)?;
+                let text = format!("{text}: the copy here stayed sealed and was destroyed");
+                self.log.publish(domain, EventKind::Superseded, text.clone());
+                text
+            }
+            Owner::Unknown(text) => {
+                let text = format!(
+                    "{text}: the guest runs SEALED, its output goes nowhere. When the other host is surely off or does not run it: \
+                     remus recover {} --assume-owner",
+                    record.name
+                );
+                self.log.publish(domain, EventKind::Holding, text.clone());
+                text
+            }
+        };
+        Ok(text)
+    }
+
+    async fn resume_sealed(&self, record: &PrimaryRecord, info: &DomainInfo) -> Result<(), String> {
+        let domid = record.domid;
+        if let Some(mut model) = super::devices::model(domid, info.guest_type, &self.host.store) {
+            // Each on its own: a model that runs already says so, and log-dirty may be off.
+            for result in [model.go_on().await, model.log_dirty(false).await] {
+                if let Err(error) = result {
+                    tracing::warn!(domain = record.name, "{error}");
+                }
+            }
+        }
+        let mut suspender = Suspender::new(domid, self.host.hypervisor.clone(), self.host.store.clone())
+            .await
+            .map_err(|e| e.to_string())?;
+        match suspender.settle(SETTLE).await {
+            Ok(Settled::Undecided) if info.guest_type != GuestType::Pv => {
+                // Nothing was pending and the guest runs: the usual case.
+            }
+            Ok(_) => {}
+            Err(error) => return Err(error.to_string()),
+        }
+        self.host.hypervisor.log_dirty_off(domid).await.map_err(|e| e.to_string())
+    }
+
+    async fn owner(&self, record: &PrimaryRecord, assume_owner: bool) -> Owner {
+        if assume_owner {
+            return Owner::We("an operator says that no other copy runs".into());
+        }
+        if !record.armed {
+            return Owner::We("no epoch was armed, so no other copy can run".into());
+        }
+        let Some(transport) = setup::transport(&record.target) else {
+            return Owner::We("there is no remusd at the other side".into());
+        };
+        let peer = record.target.label();
+        let Ok(mut backoff) = Backoff::new(Duration::from_millis(200), Duration::from_secs(3), ASK_PEER) else {
+            return Owner::Unknown("invalid backoff".into());
+        };
+        let options = LinkOptions { handshake_timeout: Duration::from_secs(10), ..LinkOptions::default() };
+        let silence = loop {
+            match PrimaryLink::query(&transport, Some(record.uuid), &options).await {
+                Ok(entries) => {
+                    let role = entries.iter().find(|e| e.protection == record.uuid).map_or(Role::None, |e| e.role);
+                    return match role {
+                        Role::Active | Role::Activating => Owner::Peer(format!("{peer} has activated its copy")),
+                        _ => Owner::We(format!("{peer} has not activated a copy")),
+                    };
+                }
+                Err(error) => {
+                    if backoff.wait().await.is_err() {
+                        break error;
+                    }
+                }
+            }
+        };
+        match record.options.on_primary_loss {
+            // The token is the primary's: the peer activates only if an operator has asserted that this host is off (hazard F19).
+            OnPrimaryLoss::Wait => Owner::We(format!("{peer} does not answer ({silence}), and activates nothing by itself")),
+            OnPrimaryLoss::Activate => {
+                Owner::Unknown(format!("{peer} does not answer ({silence}) and may have activated its copy"))
+            }
+        }
+    }
+
+    async fn remove_leftovers(&self, record: &PrimaryRecord) -> Result<(), String> {
+        for vif in &record.vifs {
+            match devices::netbuffer::unseal(vif).await {
+                Err(error) if !error.is_gone() => return Err(error.to_string()),
+                _ => {}
+            }
+        }
+        for leftover in devices::netbuffer::leftovers().await.map_err(|e| e.to_string())? {
+            if record.vifs.iter().any(|vif| leftover.belongs_to(vif)) {
+                devices::netbuffer::remove_leftover(&leftover).await.map_err(|e| e.to_string())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn forget(&self, record: &PrimaryRecord) -> Result<(), ApiError> {
+        self.state.remove_primary(record.uuid).map_err(|e| ApiError::new(ErrorCode::Failed, e.to_string()))
+    }
+}

@@ -1,0 +1,97 @@
+//! From the command line to a running daemon on a real host.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context;
+use tokio::net::UnixListener;
+
+use super::{Daemon, Host};
+use crate::api::server;
+use crate::backup::host::XenHost;
+use crate::backup::{BackupSettings, Registry};
+use crate::ops::EventLog;
+use crate::protect::fate::Xl;
+use crate::state::StateDir;
+use crate::xen::{Hypervisor, RealStore, SuspendGuard, XenHypervisor, XenStore};
+
+/// Where things are.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Durable state.
+    pub state_dir: PathBuf,
+    /// Control socket.
+    pub socket: PathBuf,
+    /// Where other hosts' daemons arrive.
+    pub link_socket: PathBuf,
+    /// The save helper, unless the default.
+    pub save_helper: Option<PathBuf>,
+    /// xl.
+    pub xl: PathBuf,
+}
+
+/// Runs until SIGTERM or SIGINT. Protections outlive the daemon as held output and records: the next start recovers them.
+///
+/// # Errors
+/// When this host's Xen, the sockets or the state cannot be used.
+pub async fn run(settings: Settings) -> anyhow::Result<()> {
+    let hypervisor: Arc<dyn Hypervisor> = Arc::new(XenHypervisor::open()?);
+    let store: Arc<dyn XenStore> = Arc::new(RealStore::open().await?);
+    let state = StateDir::open(&settings.state_dir)?;
+    let log = Arc::new(EventLog::default());
+    // The control socket is also the lock: a second daemon on the same state would be a second owner.
+    let control = server::listen(&settings.socket)
+        .await
+        .with_context(|| format!("cannot listen at {}", settings.socket.display()))?;
+    let link = server::listen(&settings.link_socket)
+        .await
+        .with_context(|| format!("cannot listen at {}", settings.link_socket.display()))?;
+
+    let backup_host =
+        Arc::new(XenHost { hypervisor: hypervisor.clone(), store: store.clone(), xl: settings.xl.clone() });
+    let backups = Arc::new(Registry::new(
+        BackupSettings { xl: settings.xl.clone(), ..BackupSettings::default() },
+        backup_host,
+        Arc::new(state.clone()),
+        log.clone(),
+    )?);
+    let host = Host {
+        hypervisor,
+        store,
+        toolstack: Arc::new(Xl),
+        guard: Box::new(SuspendGuard::start_real),
+        helper: settings.save_helper,
+    };
+    let daemon = Arc::new(Daemon::new(host, state, log, backups.clone()));
+    backups.recover().await;
+    // Other hosts may ask who runs a guest while we still recover our own, and we may ask them.
+    tokio::spawn(accept(link, backups.clone()));
+    daemon.recover_all().await;
+    tracing::info!("ready");
+    tokio::spawn(server::serve(control, daemon.clone()));
+
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        result = tokio::signal::ctrl_c() => result?,
+    }
+    daemon.shut_down().await;
+    let _ = std::fs::remove_file(&settings.socket);
+    let _ = std::fs::remove_file(&settings.link_socket);
+    Ok(())
+}
+
+async fn accept(listener: UnixListener, backups: Arc<Registry>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let backups = backups.clone();
+                tokio::spawn(async move { backups.accept(crate::link::transport::Connection::new(stream)).await });
+            }
+            Err(error) => {
+                tracing::warn!("link socket: {error}");
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! Sets a protection up: everything that can fail does so before the guest is touched, and leaves nothing behind.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use super::{Daemon, Primary, monitor, resolve};
+use crate::api::{ApiError, ErrorCode};
+use crate::ids::{Generation, Nonce, SessionKey};
+use crate::link::{self, LinkError, LinkOptions, PrimaryLink, ProtectOffer, Transport};
+use crate::protect::domain::DomainConfig;
+use crate::protect::driver::{self, Parts};
+use crate::protect::options::{OnPrimaryLoss, ProtectOptions, Target};
+use crate::protect::peer::{Outlet, PeerControl, PeerEvent, PeerLost};
+use crate::protect::peers::{blackhole::Blackhole, link as link_peer, stock};
+use crate::state::{PrimaryRecord, STATE_VERSION};
+use crate::xen::{GuestType, LogDirty, Suspender};
+
+/// The two paths to a peer, and what comes from it.
+struct Peer {
+    outlet: Box<dyn Outlet>,
+    control: Arc<dyn PeerControl>,
+    events: mpsc::UnboundedReceiver<PeerEvent>,
+    self_acknowledging: bool,
+}
+
+fn failed(error: &dyn std::fmt::Display) -> ApiError {
+    ApiError::new(ErrorCode::Failed, error.to_string())
+}
+
+/// How to reach a target's `remusd`; `None` for the targets that have none.
+#[must_use]
+pub fn transport(target: &Target) -> Option<Transport> {
+    match target {
+        Target::Host { host, ssh } => Some(Transport::Ssh { host: host.clone(), ssh: ssh.clone() }),
+        Target::Command(command) => Some(Transport::Command(command.clone())),
+        Target::Blackhole | Target::StockReceiver(_) => None,
+    }
+}
+
+fn link_options(options: &ProtectOptions) -> LinkOptions {
+    LinkOptions {
+        ack_deadline: std::time::Duration::from_millis(options.ack_deadline_ms),
+        ..LinkOptions::for_detection(std::time::Duration::from_millis(options.detection_ms))
+    }
+}
+
+impl Daemon {
+    /// Starts protecting a domain.
+    ///
+    /// # Errors
+    /// [`ApiError`] with what is missing and what to do; the guest was not touched then.
+    pub async fn protect(
+        self: &Arc<Self>,
+        typed: &str,
+        target: Target,
+        options: ProtectOptions,
+    ) -> Result<Arc<driver::Handle>, ApiError> {
+        options.validate().map_err(|e| ApiError::new(ErrorCode::Invalid, e.to_string()))?;
+        let found = resolve::domain(&self.host.hypervisor, &self.host.store, typed).await?;
+        let (domain, domid) = (found.domain, found.info.domid);
+        let mut primaries = self.primaries.lock().await;
+        if let Some(old) = primaries.get(&domain.uuid)
+            && old.handle.outcome.borrow().is_none()
+        {
+            return Err(ApiError::new(
+                ErrorCode::Conflict,
+                format!("{} is protected already; `remus status` shows it, `remus unprotect` ends it", domain.name),
+            ));
+        }
+        if domain.name.ends_with(crate::stream::handshake::INCOMING_SUFFIX) {
+            return Err(ApiError::new(ErrorCode::Conflict, format!("{} is a copy under restoration, not a guest", domain.name)));
+        }
+        if let LogDirty::Unsupported(text) =
+            self.host.hypervisor.log_dirty(domid).await.map_err(|e| failed(&e))?
+        {
+            return Err(ApiError::new(ErrorCode::Unsupported, text));
+        }
+        let config = DomainConfig::of(domid).await.map_err(|e| failed(&e))?;
+        let unsupported = config.unsupported();
+        if !unsupported.is_empty() {
+            return Err(ApiError::new(
+                ErrorCode::Unsupported,
+                format!("{} has {}, whose state cannot be checkpointed; take it away first", domain.name, unsupported.join(", ")),
+            ));
+        }
+        let devices = super::devices::of(&*self.host.store, domid, found.info.guest_type).await?;
+        let suspender = Suspender::new(domid, self.host.hypervisor.clone(), self.host.store.clone())
+            .await
+            .map_err(|e| failed(&e))?;
+        let guard = (self.host.guard)(domid).map_err(|e| failed(&e))?;
+        let generation =
+            self.state.next_generation(domain.uuid, Generation(0)).map_err(|e| failed(&e))?;
+        let key = SessionKey { generation, nonce: Nonce::random() };
+
+        let offer = ProtectOffer {
+            protection: domain.uuid,
+            domain: domain.name.clone(),
+            max_memory_kib: found.info.max_memory / 1024,
+            vcpus: found.info.vcpus,
+            guest_type: match found.info.guest_type {
+                GuestType::Hvm => link::GuestType::Hvm,
+                _ => link::GuestType::Pvh,
+            },
+            on_primary_loss: match options.on_primary_loss {
+                OnPrimaryLoss::Wait => link::OnPrimaryLoss::Wait,
+                OnPrimaryLoss::Activate => link::OnPrimaryLoss::Activate,
+            },
+            detection_ms: u32::try_from(options.detection_ms).unwrap_or(u32::MAX),
+        };
+        let peer = connect(&target, key, offer, &options, &config).await?;
+
+        let (net_send, net_events) = mpsc::unbounded_channel();
+        let mut set = super::devices::set(&options, net_send);
+        if let Err(error) = set.setup(devices).await {
+            peer.control.stop(&crate::protect::machine::StopWhy::Planned).await;
+            peer.control.close().await;
+            return Err(ApiError::new(ErrorCode::Unsupported, error.to_string()));
+        }
+        let record = PrimaryRecord {
+            version: STATE_VERSION,
+            uuid: domain.uuid,
+            name: domain.name.clone(),
+            domid,
+            generation,
+            nonce: key.nonce,
+            armed: false,
+            target: target.clone(),
+            options: options.clone(),
+            vifs: super::devices::vifs(&set),
+            devices: set.records().iter().filter_map(|r| serde_json::to_value(r).ok()).collect(),
+            config: config.json.clone(),
+            monitor: self.monitors.lock().await.contains_key(&domain.uuid),
+            helper: None,
+        };
+        if let Err(error) = self.state.put_primary(&record) {
+            set.teardown(devices::Ending::Release).await;
+            peer.control.stop(&crate::protect::machine::StopWhy::Planned).await;
+            peer.control.close().await;
+            return Err(failed(&error));
+        }
+        self.end_monitor(domain.uuid).await;
+        let monitor_record = monitor::MonitorRecord {
+            uuid: domain.uuid,
+            domid,
+            name: domain.name.clone(),
+            config: config.json.clone(),
+        };
+        let parts = Parts {
+            domain: domain.clone(),
+            domid,
+            model: super::devices::model(domid, found.info.guest_type, &self.host.store),
+            config,
+            options,
+            target: target.clone(),
+            key,
+            hypervisor: self.host.hypervisor.clone(),
+            store: self.host.store.clone(),
+            guard,
+            devices: set,
+            control: peer.control,
+            outlet: Some(peer.outlet),
+            peer_events: peer.events,
+            self_acknowledging: peer.self_acknowledging,
+            net_events,
+            state: self.state.clone(),
+            record,
+            log: self.log.clone(),
+            toolstack: self.host.toolstack.clone(),
+            helper: self.host.helper.clone(),
+        };
+        let unsafe_target = parts.self_acknowledging;
+        let handle = Arc::new(driver::start(parts, suspender));
+        primaries.insert(
+            domain.uuid,
+            Primary { domain, target, generation, unsafe_target, handle: handle.clone() },
+        );
+        drop(primaries);
+        let (daemon, watched) = (self.clone(), handle.clone());
+        tokio::spawn(async move {
+            let outcome = watched.ended().await;
+            daemon.after(monitor_record, &watched, &outcome).await;
+        });
+        Ok(handle)
+    }
+}
+
+async fn connect(
+    target: &Target,
+    key: SessionKey,
+    offer: ProtectOffer,
+    options: &ProtectOptions,
+    config: &DomainConfig,
+) -> Result<Peer, ApiError> {
+    let (send, events) = mpsc::unbounded_channel();
+    let peer_error = |PeerLost(text): PeerLost| ApiError::new(ErrorCode::Peer, text);
+    if let Some(transport) = transport(target) {
+        let (sender, link_events) =
+            PrimaryLink::connect(&transport, key, offer, &link_options(options)).await.map_err(|e| match e {
+                LinkError::Superseded { .. } => ApiError::new(
+                    ErrorCode::Conflict,
+                    format!("{e}. Two copies may be live: find out which one is right and destroy the other"),
+                ),
+                other => ApiError::new(ErrorCode::Peer, other.to_string()),
+            })?;
+        sender
+            .config(bytes::Bytes::from(config.json.clone()))
+            .await
+            .map_err(|e| ApiError::new(ErrorCode::Peer, e.to_string()))?;
+        tokio::spawn(link_peer::relay(link_events, send));
+        let control = Arc::new(link_peer::LinkControl::new(sender.clone()));
+        return Ok(Peer {
+            outlet: Box::new(link_peer::LinkOutlet(sender)),
+            control,
+            events,
+            self_acknowledging: false,
+        });
+    }
+    let (outlet, control): (Box<dyn Outlet>, Arc<dyn PeerControl>) = match target {
+        Target::StockReceiver(command) => {
+            let (outlet, control) = stock::connect(command, config.json.clone()).await.map_err(peer_error)?;
+            (Box::new(outlet), Arc::new(control))
+        }
+        _ => (Box::new(Blackhole), Arc::new(Blackhole)),
+    };
+    // Nothing ever comes from such a peer, which is not its end: the sender lives as long as the process.
+    tokio::spawn(async move {
+        send.closed().await;
+    });
+    Ok(Peer { outlet, control, events, self_acknowledging: true })
+}
