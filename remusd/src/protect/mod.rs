@@ -4,11 +4,12 @@
 //! `fate` is what becomes of a guest that has ended.
 
 pub mod domain;
-// pub mod driver;
+pub mod driver;
 pub mod fate;
 pub mod machine;
 pub mod model;
 pub mod options;
 pub mod peer;
+pub mod peers;
 pub mod pump;
 pub mod report;

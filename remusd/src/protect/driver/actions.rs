@@ -114,8 +114,7 @@ impl Driver {
             }
             Action::SendStop(why) => {
                 self.parts.control.stop(&why).await;
-                self.stop_deadline =
-                    Some(Instant::now() + Duration::from_millis(self.parts.options.stop_deadline_ms));
+                self.stop_deadline = Some(Instant::now() + Duration::from_millis(self.parts.options.stop_deadline_ms));
                 if self.parts.self_acknowledging {
                     self.then(Event::Stopped);
                 }
@@ -172,10 +171,8 @@ impl Driver {
     }
 
     async fn start_engine(&mut self) {
-        let mut config = SaveHelperConfig {
-            helper: self.parts.helper.clone(),
-            ..SaveHelperConfig::new(self.parts.domid)
-        };
+        let mut config =
+            SaveHelperConfig { helper: self.parts.helper.clone(), ..SaveHelperConfig::new(self.parts.domid) };
         config.budget.hard = usize::try_from(self.parts.options.epoch_budget).unwrap_or(usize::MAX);
         match SaveHelper::spawn(config).await {
             Ok((engine, items)) => {
@@ -304,7 +301,9 @@ impl Driver {
                     domain = self.parts.domain.name,
                     "the guest has taken a suspend request and neither suspends nor answers; `remus recover` when it does"
                 ),
-                Err(error) => tracing::error!(domain = self.parts.domain.name, "bringing the guest back to run: {error}"),
+                Err(error) => {
+                    tracing::error!(domain = self.parts.domain.name, "bringing the guest back to run: {error}")
+                }
             }
         }
         self.may_be_suspended = false;
@@ -334,7 +333,10 @@ impl Driver {
         if sum.2 > self.drops_seen {
             self.tell(
                 EventKind::BufferDrops,
-                format!("{} packets of held output lost; raise the limit or checkpoint more often", sum.2 - self.drops_seen),
+                format!(
+                    "{} packets of held output lost; raise the limit or checkpoint more often",
+                    sum.2 - self.drops_seen
+                ),
             );
             self.drops_seen = sum.2;
         }

@@ -31,7 +31,7 @@ use crate::ids::{DomId, Epoch, SessionKey};
 use crate::ops::{DomainRef, EventKind, EventLog};
 use crate::state::{PrimaryRecord, StateDir};
 use crate::stream::Record;
-use crate::xen::{Hypervisor, Suspended, SuspendError, GuardHandle, SuspendGuard, Suspender, XenStore};
+use crate::xen::{GuardHandle, Hypervisor, SuspendError, SuspendGuard, Suspended, Suspender, XenStore};
 
 /// What an operator can tell a running protection.
 #[derive(Debug)]

@@ -1,7 +1,7 @@
 //! The link to the backup's `remusd`.
 
 use std::sync::Mutex;
-use std::time::Instant;
+use tokio::time::Instant;
 
 use async_trait::async_trait;
 use tokio::sync::mpsc;
@@ -16,35 +16,37 @@ use crate::stream::{PageBatch, Record};
 #[derive(Debug)]
 pub struct LinkOutlet(pub LinkSender);
 
-fn lost(error: link::LinkError) -> PeerLost {
-    PeerLost(error.to_string())
+impl From<link::LinkError> for PeerLost {
+    fn from(error: link::LinkError) -> Self {
+        Self(error.to_string())
+    }
 }
 
 #[async_trait]
 impl Outlet for LinkOutlet {
     async fn preamble(&mut self, bytes: bytes::Bytes) -> Result<(), PeerLost> {
-        self.0.preamble(bytes).await.map_err(lost)
+        Ok(self.0.preamble(bytes).await?)
     }
 
     async fn begin(&mut self, epoch: Epoch, armed: bool) -> Result<(), PeerLost> {
-        self.0.epoch_begin(epoch, armed).await.map_err(lost)
+        Ok(self.0.epoch_begin(epoch, armed).await?)
     }
 
     async fn pages(&mut self, epoch: Epoch, batch: PageBatch) -> Result<u64, PeerLost> {
         let size = batch.size() as u64;
-        self.0.pages(epoch, batch).await.map_err(lost)?;
+        self.0.pages(epoch, batch).await?;
         Ok(size)
     }
 
     async fn record(&mut self, epoch: Epoch, record: Record) -> Result<u64, PeerLost> {
         let size = record.body.len() as u64;
-        self.0.state(epoch, record).await.map_err(lost)?;
+        self.0.state(epoch, record).await?;
         Ok(size)
     }
 
     async fn end(&mut self, end: EpochEnd) -> Result<(), PeerLost> {
         let EpochEnd { epoch, armed, digest, pages, bytes, records } = end;
-        self.0.epoch_end(link::EpochEnd { epoch, armed, digest, pages, bytes, records }).await.map_err(lost)
+        Ok(self.0.epoch_end(link::EpochEnd { epoch, armed, digest, pages, bytes, records }).await?)
     }
 }
 
@@ -89,7 +91,7 @@ impl PeerControl for LinkControl {
             GuestDoes::Suspended => link::GuestState::Suspended,
             GuestDoes::Ended => link::GuestState::Shutdown,
         };
-        self.sender.report(link::Report { epoch, guest, resumed_at: *resumed_at });
+        self.sender.report(link::session::Report { epoch, guest, resumed_at: *resumed_at });
     }
 
     async fn close(&self) {
@@ -109,7 +111,11 @@ pub async fn relay(mut from: LinkEvents, to: mpsc::UnboundedSender<PeerEvent>) {
                 PeerEvent::Lost(format!("nothing was heard from the backup for {} ms", silence.as_millis()))
             }
             LinkEvent::AckLate(late) => {
-                tracing::warn!(epoch = late.epoch.0, waited_ms = late.waited.as_millis() as u64, "acknowledgement is late");
+                tracing::warn!(
+                    epoch = late.epoch.0,
+                    waited_ms = late.waited.as_millis() as u64,
+                    "acknowledgement is late"
+                );
                 PeerEvent::AckLate
             }
             LinkEvent::Closed(reason) => PeerEvent::Lost(format!("the link to the backup has ended: {reason}")),

@@ -76,14 +76,16 @@ impl StockOutlet {
     }
 }
 
-fn bad(error: crate::stream::StreamError) -> PeerLost {
-    PeerLost(error.to_string())
+impl From<crate::stream::StreamError> for PeerLost {
+    fn from(error: crate::stream::StreamError) -> Self {
+        Self(error.to_string())
+    }
 }
 
 #[async_trait]
 impl Outlet for StockOutlet {
     async fn preamble(&mut self, bytes: bytes::Bytes) -> Result<(), PeerLost> {
-        let head = RemusComposer::head(&self.config, &bytes).map_err(bad)?;
+        let head = RemusComposer::head(&self.config, &bytes)?;
         self.write(&head).await.map(drop)
     }
 
@@ -93,7 +95,7 @@ impl Outlet for StockOutlet {
     }
 
     async fn pages(&mut self, _: Epoch, batch: PageBatch) -> Result<u64, PeerLost> {
-        let parts = RemusComposer::pages(&batch).map_err(bad)?;
+        let parts = RemusComposer::pages(&batch)?;
         self.write(&parts).await
     }
 
