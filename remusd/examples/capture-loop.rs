@@ -1,0 +1,320 @@
+//! Developer tool: checkpoints of a running domain into nothing, or into a file that Xen's own tools can check.
+//!
+//! Prints what each epoch cost. `--kill-at PHASE` kills the helper there with SIGKILL and recovers, as a restarted daemon would;
+//! `--hang` leaves the guest suspended, so that the guard thread must resume it.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, ValueEnum};
+use remusd::capture::{HelperCall, ItemReceiver, SaveHelper, SaveHelperConfig};
+use remusd::hvm::DeviceModel;
+use remusd::ids::DomId;
+use remusd::stream::{CaptureItem, PlainComposer, Record, RemusComposer};
+use remusd::xen::{GuestType, Hypervisor, LogDirty, RealStore, SuspendGuard, Suspender, XenHypervisor, XenStore};
+use tokio::sync::mpsc;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Phase {
+    Copy,
+    Suspend,
+    Postcopy,
+    Checkpoint,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Remus,
+    Plain,
+}
+
+#[derive(Parser)]
+struct Arguments {
+    /// Domain id
+    domid: u32,
+    /// Checkpoints after the first copy
+    #[arg(short = 'n', default_value_t = 10)]
+    checkpoints: u64,
+    /// Milliseconds between resume and the next suspend
+    #[arg(short, default_value_t = 200)]
+    interval: u64,
+    /// Write a whole xl stream to this file; needs --config
+    #[arg(long, requires = "config")]
+    stream: Option<PathBuf>,
+    /// The domain's configuration: libxl's JSON
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// What kind of stream to write
+    #[arg(long, value_enum, default_value = "remus")]
+    format: Format,
+    /// Kill the helper in this phase of the third epoch, and recover
+    #[arg(long, value_enum)]
+    kill_at: Option<Phase>,
+    /// Do not resume the third epoch: the guard has to
+    #[arg(long)]
+    hang: bool,
+    /// Milliseconds that the whole suspended section may take
+    #[arg(long, default_value_t = 10_000)]
+    hard_deadline: u64,
+}
+
+const QMP_PATIENCE: Duration = Duration::from_secs(5);
+
+fn main() -> ExitCode {
+    if let Err(error) = remusd::xen::soname::ensure() {
+        eprintln!("capture-loop: {error}");
+        return ExitCode::FAILURE;
+    }
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .init();
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("capture-loop: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(run(Arguments::parse())) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("capture-loop: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+struct Loop {
+    arguments: Arguments,
+    domid: DomId,
+    hypervisor: Arc<dyn Hypervisor>,
+    store: Arc<dyn XenStore>,
+    suspender: Suspender,
+    guard: SuspendGuard,
+    model: Option<DeviceModel>,
+    emulator: mpsc::UnboundedSender<Vec<Record>>,
+}
+
+async fn run(arguments: Arguments) -> Result<()> {
+    let domid = DomId(arguments.domid);
+    let hypervisor: Arc<dyn Hypervisor> = Arc::new(XenHypervisor::open()?);
+    let store: Arc<dyn XenStore> = Arc::new(RealStore::open().await?);
+    println!("Xen {}, host {:?}", hypervisor.version().await?, hypervisor.host().await?);
+    let Some(info) = hypervisor.domain(domid).await? else {
+        bail!("no domain {domid}");
+    };
+    println!("{info:?}");
+    if let LogDirty::Unsupported(why) = hypervisor.log_dirty(domid).await? {
+        bail!(why);
+    }
+    let model = match info.guest_type {
+        GuestType::Hvm => Some(DeviceModel::connect(domid, Instant::now() + QMP_PATIENCE).await?),
+        GuestType::Pv | GuestType::Pvh => None,
+    };
+    let suspender = Suspender::new(domid, Arc::clone(&hypervisor), Arc::clone(&store)).await?;
+    let guard = SuspendGuard::start_real(domid)?;
+    let (helper, items) = SaveHelper::spawn(SaveHelperConfig::new(domid)).await?;
+    let (emulator, emulator_records) = mpsc::unbounded_channel();
+    let consumer = tokio::spawn(consume(
+        items,
+        emulator_records,
+        arguments.stream.clone(),
+        arguments.config.clone(),
+        arguments.format,
+    ));
+    let mut work = Loop { arguments, domid, hypervisor, store, suspender, guard, model, emulator };
+    let outcome = work.epochs(helper).await;
+    let Loop { emulator, model, hypervisor, store, .. } = work;
+    drop(emulator);
+    let written = consumer.await?;
+    outcome?;
+    println!("items: {}", written?);
+    if let Some(model) = model {
+        model.disconnect(Instant::now() + QMP_PATIENCE).await?;
+    }
+    println!("log-dirty on: {}", hypervisor.log_dirty_is_on(domid).await?);
+    let state = hypervisor.domain(domid).await?.context("the domain is gone")?.state;
+    println!("state: {state:?}");
+    let pending = store.read(&format!("/local/domain/{domid}/control/shutdown")).await?;
+    println!("control/shutdown: {pending:?}");
+    Ok(())
+}
+
+impl Loop {
+    async fn epochs(&mut self, mut helper: SaveHelper) -> Result<()> {
+        let begun = Instant::now();
+        let (mut epoch, mut before) = (0u64, helper.stats());
+        let (mut asked, mut suspended) = (begun, begun);
+        loop {
+            if self.kills(epoch, Phase::Copy) && epoch == 0 {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                return self.recover(helper).await;
+            }
+            match helper.next_call().await? {
+                HelperCall::Suspend => {
+                    if self.kills(epoch, Phase::Suspend) {
+                        return self.recover(helper).await;
+                    }
+                    asked = Instant::now();
+                    let deadline = asked + Duration::from_millis(self.arguments.hard_deadline);
+                    self.guard.handle().arm(deadline);
+                    helper.set_hard_mode(true);
+                    let done = self.suspender.suspend(deadline).await?;
+                    suspended = done.suspended;
+                    self.save_device_model().await?;
+                    helper.reply(1).await?;
+                }
+                HelperCall::Postcopy => {
+                    if self.kills(epoch, Phase::Postcopy) {
+                        return self.recover(helper).await;
+                    }
+                    if self.arguments.hang && epoch == 2 {
+                        return self.hang(helper).await;
+                    }
+                    let copied = Instant::now();
+                    if let Some(model) = &mut self.model {
+                        model.cont(Instant::now() + QMP_PATIENCE).await?;
+                    }
+                    self.suspender.resume().await?;
+                    let resumed = Instant::now();
+                    if let Some(fired) = self.guard.handle().disarm() {
+                        bail!("the guard fired: {fired:?}");
+                    }
+                    helper.set_hard_mode(false);
+                    helper.reply(1).await?;
+                    let stats = helper.stats();
+                    println!(
+                        "epoch {epoch}: suspend {:.1} ms, capture {:.1} ms, resume {:.1} ms, {} pages, {} KiB read so far",
+                        ms(suspended - asked),
+                        ms(copied - suspended),
+                        ms(resumed - copied),
+                        stats.pages - before.pages,
+                        (stats.bytes - before.bytes) >> 10,
+                    );
+                    before = stats;
+                }
+                HelperCall::Checkpoint => {
+                    if self.kills(epoch, Phase::Checkpoint) {
+                        return self.recover(helper).await;
+                    }
+                    epoch += 1;
+                    tokio::time::sleep(Duration::from_millis(self.arguments.interval)).await;
+                    let go_on = epoch <= self.arguments.checkpoints;
+                    helper.reply(i32::from(go_on)).await?;
+                }
+                HelperCall::SwitchQemuLogdirty { enable } => {
+                    if let Some(model) = &mut self.model {
+                        model.log_dirty(enable, Instant::now() + QMP_PATIENCE).await?;
+                    }
+                    helper.reply(0).await?;
+                }
+                HelperCall::Progress { what, done, total } => {
+                    tracing::debug!("{what}: {done} of {total}");
+                }
+                HelperCall::Log { level, text } => tracing::debug!("helper({level}): {text}"),
+                HelperCall::Complete { retval, errno } => {
+                    println!("complete: {retval}, errno {errno}");
+                    helper.reply(0).await?;
+                }
+                HelperCall::Exited(status) => {
+                    println!(
+                        "helper: {status}; {epoch} epochs in {:.1} s; {:?}",
+                        begun.elapsed().as_secs_f64(),
+                        helper.stats()
+                    );
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn kills(&self, epoch: u64, phase: Phase) -> bool {
+        let when = if phase == Phase::Copy { 0 } else { 2 };
+        self.arguments.kill_at == Some(phase) && epoch == when
+    }
+
+    async fn save_device_model(&mut self) -> Result<()> {
+        let Some(model) = &mut self.model else {
+            self.emulator.send(Vec::new())?;
+            return Ok(());
+        };
+        let begun = Instant::now();
+        let deadline = begun + QMP_PATIENCE;
+        model.stop(deadline).await?;
+        let state = model.save(deadline).await?;
+        let keys = DeviceModel::xenstore_record(&*self.store, self.domid, DomId(0)).await?;
+        println!("device model: {} bytes in {:.1} ms", state.body.len(), ms(begun.elapsed()));
+        self.emulator.send(keys.into_iter().chain([state]).collect())?;
+        Ok(())
+    }
+
+    /// What a restarted daemon has to do.
+    async fn recover(&mut self, helper: SaveHelper) -> Result<()> {
+        println!("killing the helper");
+        helper.kill().await;
+        println!("log-dirty left on: {}", self.hypervisor.log_dirty_is_on(self.domid).await?);
+        if let Some(model) = &mut self.model {
+            let deadline = Instant::now() + QMP_PATIENCE;
+            model.log_dirty(false, deadline).await?;
+            model.cont(deadline).await?;
+        }
+        println!("settled: {:?}", self.suspender.settle(QMP_PATIENCE).await?);
+        self.hypervisor.log_dirty_off(self.domid).await?;
+        println!("guard: {:?}", self.guard.handle().disarm());
+        Ok(())
+    }
+
+    async fn hang(&mut self, helper: SaveHelper) -> Result<()> {
+        tokio::time::sleep(Duration::from_millis(self.arguments.hard_deadline + 500)).await;
+        let state = self.hypervisor.domain(self.domid).await?.context("gone")?.state;
+        println!("after the hard deadline: {state:?}; guard: {:?}", self.guard.handle().disarm());
+        self.recover(helper).await
+    }
+}
+
+fn ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+/// Takes the items; writes the stream if a file is wanted.
+async fn consume(
+    mut items: ItemReceiver,
+    mut emulator: mpsc::UnboundedReceiver<Vec<Record>>,
+    stream: Option<PathBuf>,
+    config: Option<PathBuf>,
+    format: Format,
+) -> Result<u64> {
+    let mut file = stream.map(std::fs::File::create).transpose()?;
+    let config = config.map(std::fs::read_to_string).transpose()?.unwrap_or_default();
+    let mut state: Vec<Record> = Vec::new();
+    let mut newest: Vec<Record> = Vec::new();
+    let mut count = 0;
+    while let Some(item) = items.recv().await? {
+        count += 1;
+        let Some(file) = &mut file else { continue };
+        let mut write = |pieces: &[bytes::Bytes]| pieces.iter().try_for_each(|piece| file.write_all(piece));
+        match item {
+            CaptureItem::Preamble(preamble) => write(&RemusComposer::head(&config, &preamble)?)?,
+            CaptureItem::Pages(batch) => write(&RemusComposer::pages(&batch)?)?,
+            CaptureItem::State(record) => state.push(record),
+            CaptureItem::EndOfEpoch => {
+                state.extend(emulator.recv().await.context("no device model state")?);
+                if format == Format::Remus {
+                    write(&[RemusComposer::end_of_epoch(&state)])?;
+                }
+                newest = std::mem::take(&mut state);
+            }
+        }
+    }
+    if let Some(file) = &mut file
+        && format == Format::Plain
+    {
+        file.write_all(&PlainComposer::tail(&newest))?;
+    }
+    Ok(count)
+}
