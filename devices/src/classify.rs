@@ -82,9 +82,7 @@ fn verdict(kind: &str) -> Verdict {
         // Keyboard and pointer bring input only; on restore the backend starts afresh.
         "vkbd" => Verdict::Harmless,
         "console" => Verdict::Uncovered("what the guest prints is not held back"),
-        "vuart" => {
-            Verdict::Uncovered("what the guest prints on its emulated uart is not held back")
-        }
+        "vuart" => Verdict::Uncovered("what the guest prints on its emulated uart is not held back"),
         "vfb" => Verdict::Uncovered("the guest's screen (VNC) is not held back"),
         "pci" => Verdict::Refuse("a passed-through device cannot be restored on another host"),
         "vtpm" => Verdict::Refuse("a virtual TPM keeps its state outside the guest"),
@@ -105,9 +103,7 @@ fn verdict(kind: &str) -> Verdict {
 pub fn classify(domid: u32, device_model: bool, nodes: &[Node]) -> Classified {
     let mut merged: BTreeMap<(&str, u32), &Node> = BTreeMap::new();
     for node in nodes {
-        let known = merged
-            .entry((node.kind.as_str(), node.devid))
-            .or_insert(node);
+        let known = merged.entry((node.kind.as_str(), node.devid)).or_insert(node);
         if node.from_libxl {
             *known = node;
         }
@@ -136,9 +132,7 @@ pub fn classify(domid: u32, device_model: bool, nodes: &[Node]) -> Classified {
 /// The kind in the backend's path, `/local/domain/<backend domid>/backend/<kind>/<domid>/<devid>`.
 fn backend_of(domid: u32, node: &Node) -> Result<&str, String> {
     if !node.from_libxl {
-        return Err(
-            "the toolstack does not know it; only the guest's own directory names it".into(),
-        );
+        return Err("the toolstack does not know it; only the guest's own directory names it".into());
     }
     let path = node.backend.as_deref().unwrap_or_default();
     let parts: Vec<&str> = path.split('/').collect();
@@ -146,9 +140,7 @@ fn backend_of(domid: u32, node: &Node) -> Result<&str, String> {
         return Err(format!("its backend path {path:?} is not one"));
     };
     if *host != "0" {
-        return Err(format!(
-            "its backend is in domain {host}: driver domains are not supported"
-        ));
+        return Err(format!("its backend is in domain {host}: driver domains are not supported"));
     }
     if *guest != domid.to_string() || *devid != node.devid.to_string() {
         return Err(format!("its backend path {path:?} is another device's"));
@@ -167,13 +159,7 @@ fn nic(domid: u32, device_model: bool, node: &Node) -> Device {
     if device_model {
         names.push(format!("{}-emu", names[0]));
     }
-    Device {
-        kind: Kind::Nic,
-        domid,
-        devid: node.devid,
-        names,
-        params: node.values.clone(),
-    }
+    Device { kind: Kind::Nic, domid, devid: node.devid, names, params: node.values.clone() }
 }
 
 /// A disk is called by the guest's name for it and by its target. The kind of backend (`vbd`, `qdisk`) goes
@@ -181,17 +167,9 @@ fn nic(domid: u32, device_model: bool, node: &Node) -> Device {
 fn disk(domid: u32, backend: &str, node: &Node) -> Device {
     let mut params = node.values.clone();
     params.insert("backend-kind".into(), backend.to_owned());
-    let names = ["dev", "params"]
-        .into_iter()
-        .filter_map(|key| params.get(key).filter(|v| !v.is_empty()).cloned())
-        .collect();
-    Device {
-        kind: Kind::Disk,
-        domid,
-        devid: node.devid,
-        names,
-        params,
-    }
+    let names =
+        ["dev", "params"].into_iter().filter_map(|key| params.get(key).filter(|v| !v.is_empty()).cloned()).collect();
+    Device { kind: Kind::Disk, domid, devid: node.devid, names, params }
 }
 
 #[cfg(test)]
@@ -204,20 +182,12 @@ mod tests {
             devid,
             from_libxl: true,
             backend: Some(backend.into()),
-            values: values
-                .iter()
-                .map(|(k, v)| ((*k).into(), (*v).into()))
-                .collect(),
+            values: values.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect(),
         }
     }
 
     fn vif(devid: u32, values: &[(&str, &str)]) -> Node {
-        node(
-            "vif",
-            devid,
-            &format!("/local/domain/0/backend/vif/3/{devid}"),
-            values,
-        )
+        node("vif", devid, &format!("/local/domain/0/backend/vif/3/{devid}"), values)
     }
 
     #[test]
@@ -236,23 +206,13 @@ mod tests {
                 vif(1, &[("vifname", "front1")]),
                 disk,
                 node("console", 0, "/local/domain/0/backend/console/3/0", &[]),
-                Node {
-                    kind: "suspend".into(),
-                    ..Node::default()
-                },
+                Node { kind: "suspend".into(), ..Node::default() },
             ],
         );
         assert!(all.refused.is_empty(), "{:?}", all.refused);
         assert_eq!(
-            all.devices
-                .iter()
-                .map(|d| d.names.clone())
-                .collect::<Vec<_>>(),
-            [
-                vec!["xvda".to_owned(), "/dev/vg/a".into()],
-                vec!["vif3.0".into()],
-                vec!["front1".into()]
-            ]
+            all.devices.iter().map(|d| d.names.clone()).collect::<Vec<_>>(),
+            [vec!["xvda".to_owned(), "/dev/vg/a".into()], vec!["vif3.0".into()], vec!["front1".into()]]
         );
         assert_eq!(all.devices[0].param("backend-kind"), Some("vbd"));
         assert_eq!(all.devices[1].param("bridge"), Some("xenbr0"));
@@ -269,19 +229,12 @@ mod tests {
 
     #[test]
     fn unknown_and_unprotectable_kinds_are_refused_by_name() {
-        let kinds = [
-            "pci", "vtpm", "vusb", "qusb", "9pfs", "pvcalls", "vdispl", "vsnd", "virtio", "argo",
-            "qdisk", "",
-        ];
+        let kinds = ["pci", "vtpm", "vusb", "qusb", "9pfs", "pvcalls", "vdispl", "vsnd", "virtio", "argo", "qdisk", ""];
         for kind in kinds {
             let all = classify(3, false, &[node(kind, 2, "", &[])]);
             assert!(all.devices.is_empty() && all.uncovered.is_empty());
             assert_eq!(all.refused.len(), 1, "{kind}");
-            assert!(
-                all.refused[0]
-                    .to_string()
-                    .starts_with(&format!("device {kind}/2: "))
-            );
+            assert!(all.refused[0].to_string().starts_with(&format!("device {kind}/2: ")));
         }
     }
 
@@ -318,12 +271,7 @@ mod tests {
         let all = classify(
             3,
             false,
-            &[node(
-                "vbd",
-                768,
-                "/local/domain/0/backend/qdisk/3/768",
-                &[("dev", "hda"), ("params", "aio:/x.img")],
-            )],
+            &[node("vbd", 768, "/local/domain/0/backend/qdisk/3/768", &[("dev", "hda"), ("params", "aio:/x.img")])],
         );
         assert_eq!(all.devices[0].param("backend-kind"), Some("qdisk"));
     }

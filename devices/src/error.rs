@@ -51,19 +51,12 @@ pub enum DeviceError {
 impl DeviceError {
     /// A subkind that cannot start.
     pub fn init(subkind: &'static str, source: impl Into<BoxError>) -> Self {
-        Self::Init {
-            subkind,
-            source: source.into(),
-        }
+        Self::Init { subkind, source: source.into() }
     }
 
     /// A failure of `doing` on `device`.
     pub fn failed(device: &Device, doing: impl Into<String>, source: impl Into<BoxError>) -> Self {
-        Self::Failed {
-            device: device.to_string(),
-            doing: doing.into(),
-            source: source.into(),
-        }
+        Self::Failed { device: device.to_string(), doing: doing.into(), source: source.into() }
     }
 }
 
@@ -82,11 +75,7 @@ impl SetError {
     /// `errors` in the order they happened; `None` when there are none.
     pub(crate) fn from_errors(errors: Vec<DeviceError>) -> Option<Self> {
         let mut errors = errors.into_iter();
-        Some(Self {
-            cause: errors.next()?,
-            others: errors.collect(),
-            teardown: Vec::new(),
-        })
+        Some(Self { cause: errors.next()?, others: errors.collect(), teardown: Vec::new() })
     }
 }
 

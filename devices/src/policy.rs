@@ -27,9 +27,7 @@ pub struct Policy {
 
 impl Default for Policy {
     fn default() -> Self {
-        Self {
-            allow: vec![Allow::ReadOnlyDisks, Allow::CdRoms],
-        }
+        Self { allow: vec![Allow::ReadOnlyDisks, Allow::CdRoms] }
     }
 }
 
@@ -44,9 +42,7 @@ impl Policy {
     #[must_use]
     pub fn with_names<S: Into<String>>(names: impl IntoIterator<Item = S>) -> Self {
         let mut policy = Self::default();
-        policy
-            .allow
-            .extend(names.into_iter().map(|n| Allow::Named(n.into())));
+        policy.allow.extend(names.into_iter().map(|n| Allow::Named(n.into())));
         policy
     }
 
@@ -63,9 +59,7 @@ impl Allow {
     pub fn fits(&self, device: &Device) -> bool {
         match self {
             Allow::ReadOnlyDisks => device.kind == Kind::Disk && device.param("mode") == Some("r"),
-            Allow::CdRoms => {
-                device.kind == Kind::Disk && device.param("device-type") == Some("cdrom")
-            }
+            Allow::CdRoms => device.kind == Kind::Disk && device.param("device-type") == Some("cdrom"),
             Allow::Named(name) => device.is_called(name),
             Allow::EveryOf(kind) => device.kind == *kind,
         }
@@ -82,10 +76,7 @@ mod tests {
             domid: 1,
             devid: 51712,
             names: vec!["xvda".into(), "/dev/vg/a".into()],
-            params: values
-                .iter()
-                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
-                .collect(),
+            params: values.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
         }
     }
 
@@ -94,14 +85,8 @@ mod tests {
         let policy = Policy::default();
         assert!(policy.lets_pass(&disk(&[("mode", "w")])).is_none());
         assert!(policy.lets_pass(&disk(&[])).is_none());
-        assert_eq!(
-            policy.lets_pass(&disk(&[("mode", "r")])),
-            Some(&Allow::ReadOnlyDisks)
-        );
-        assert_eq!(
-            policy.lets_pass(&disk(&[("mode", "w"), ("device-type", "cdrom")])),
-            Some(&Allow::CdRoms)
-        );
+        assert_eq!(policy.lets_pass(&disk(&[("mode", "r")])), Some(&Allow::ReadOnlyDisks));
+        assert_eq!(policy.lets_pass(&disk(&[("mode", "w"), ("device-type", "cdrom")])), Some(&Allow::CdRoms));
     }
 
     #[test]
@@ -118,15 +103,9 @@ mod tests {
             assert!(Policy::with_names([name]).lets_pass(&d).is_some(), "{name}");
         }
         assert!(Policy::with_names(["xvd", "vbd/0"]).lets_pass(&d).is_none());
-        let every = |kind| Policy {
-            allow: vec![Allow::EveryOf(kind)],
-        };
+        let every = |kind| Policy { allow: vec![Allow::EveryOf(kind)] };
         assert!(every(Kind::Disk).lets_pass(&d).is_some());
         assert!(every(Kind::Nic).lets_pass(&d).is_none());
-        assert!(
-            Policy::strict()
-                .lets_pass(&disk(&[("mode", "r")]))
-                .is_none()
-        );
+        assert!(Policy::strict().lets_pass(&disk(&[("mode", "r")])).is_none());
     }
 }

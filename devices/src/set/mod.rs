@@ -100,14 +100,7 @@ impl DeviceSet {
     /// A set that asks `subkinds` in this order. Nothing is touched before [`DeviceSet::setup`].
     #[must_use]
     pub fn new(subkinds: Vec<Arc<dyn Subkind>>, policy: Policy) -> Self {
-        Self {
-            subkinds,
-            policy,
-            state: State::New,
-            initialised: 0,
-            taken: Vec::new(),
-            passed: Vec::new(),
-        }
+        Self { subkinds, policy, state: State::New, initialised: 0, taken: Vec::new(), passed: Vec::new() }
     }
 
     /// Initialises the subkinds, finds one for each device and sets all devices up, concurrently.
@@ -143,10 +136,8 @@ impl DeviceSet {
 
     async fn take_all(&mut self, devices: Vec<Device>) -> Vec<DeviceError> {
         let stop = AtomicBool::new(false);
-        let mut running: FuturesUnordered<_> = devices
-            .into_iter()
-            .map(|device| take(&self.subkinds, &self.policy, device, &stop))
-            .collect();
+        let mut running: FuturesUnordered<_> =
+            devices.into_iter().map(|device| take(&self.subkinds, &self.policy, device, &stop)).collect();
         let mut errors = Vec::new();
         while let Some(outcome) = running.next().await {
             match outcome {
@@ -289,10 +280,7 @@ impl DeviceSet {
     /// What each device holds and has lost, as last seen. Does not block.
     #[must_use]
     pub fn stats(&self) -> Vec<(&Device, DeviceStats)> {
-        self.taken
-            .iter()
-            .map(|t| (&t.device, t.ops.stats()))
-            .collect()
+        self.taken.iter().map(|t| (&t.device, t.ops.stats())).collect()
     }
 
     /// What a recovery after a crash of this process needs. Keep it on disk once `setup` has returned.
@@ -300,11 +288,7 @@ impl DeviceSet {
     pub fn records(&self) -> Vec<Record> {
         self.taken
             .iter()
-            .map(|t| Record {
-                device: t.device.clone(),
-                subkind: t.subkind.to_owned(),
-                data: t.ops.record(),
-            })
+            .map(|t| Record { device: t.device.clone(), subkind: t.subkind.to_owned(), data: t.ops.record() })
             .collect()
     }
 
@@ -323,12 +307,7 @@ impl Drop for DeviceSet {
 
 /// Finds the subkind for one device and sets it up, unless `stop` says that another device has failed. The
 /// first to fail says so itself, before its future completes, so that no order of polling lets more work start.
-async fn take(
-    subkinds: &[Arc<dyn Subkind>],
-    policy: &Policy,
-    device: Device,
-    stop: &AtomicBool,
-) -> Outcome {
+async fn take(subkinds: &[Arc<dyn Subkind>], policy: &Policy, device: Device, stop: &AtomicBool) -> Outcome {
     let stopped = || stop.load(Ordering::Relaxed);
     let fail = |error| {
         stop.store(true, Ordering::Relaxed);
@@ -342,11 +321,7 @@ async fn take(
             Ok(Match::No) => {}
             Err(error) => return Outcome::Error(fail(error)),
             Ok(Match::Yes) => {
-                let mut taken = Taken {
-                    ops: subkind.attach(&device),
-                    subkind: subkind.name(),
-                    device,
-                };
+                let mut taken = Taken { ops: subkind.attach(&device), subkind: subkind.name(), device };
                 if stopped() {
                     return Outcome::Taken(taken, None);
                 }
@@ -359,20 +334,13 @@ async fn take(
         return Outcome::Stopped;
     }
     match policy.lets_pass(&device) {
-        Some(rule) => Outcome::Passed(Passed {
-            rule: rule.clone(),
-            device,
-        }),
+        Some(rule) => Outcome::Passed(Passed { rule: rule.clone(), device }),
         None => Outcome::Error(fail(not_taken(subkinds, &device))),
     }
 }
 
 fn not_taken(subkinds: &[Arc<dyn Subkind>], device: &Device) -> DeviceError {
-    let asked: Vec<_> = subkinds
-        .iter()
-        .filter(|s| s.kind() == device.kind)
-        .map(|s| s.name())
-        .collect();
+    let asked: Vec<_> = subkinds.iter().filter(|s| s.kind() == device.kind).map(|s| s.name()).collect();
     DeviceError::NotTaken {
         device: device.to_string(),
         tried: match asked.as_slice() {

@@ -10,10 +10,7 @@ use tokio::sync::{Barrier, Notify};
 use super::*;
 use crate::device::Kind;
 
-const EPOCH: EpochContext = EpochContext {
-    epoch: 7,
-    armed: true,
-};
+const EPOCH: EpochContext = EpochContext { epoch: 7, armed: true };
 
 /// What fake devices share with the test.
 #[derive(Default)]
@@ -29,11 +26,7 @@ struct World {
 impl World {
     fn failing(calls: &[&str]) -> Arc<Self> {
         let world = Self::default();
-        world
-            .fail
-            .lock()
-            .unwrap()
-            .extend(calls.iter().map(|c| (*c).to_owned()));
+        world.fail.lock().unwrap().extend(calls.iter().map(|c| (*c).to_owned()));
         Arc::new(world)
     }
 
@@ -42,27 +35,18 @@ impl World {
     }
 
     fn calls(&self, op: &str) -> Vec<String> {
-        self.log()
-            .into_iter()
-            .filter(|l| l.split(' ').next() == Some(op))
-            .collect()
+        self.log().into_iter().filter(|l| l.split(' ').next() == Some(op)).collect()
     }
 
     fn gate(&self, call: &str) -> Arc<Notify> {
         let gate = Arc::new(Notify::new());
-        self.gates
-            .lock()
-            .unwrap()
-            .insert(call.to_owned(), gate.clone());
+        self.gates.lock().unwrap().insert(call.to_owned(), gate.clone());
         gate
     }
 
     /// From now on `op` goes on only once `n` devices are in it.
     fn all_in(&self, op: &'static str, n: usize) {
-        self.together
-            .lock()
-            .unwrap()
-            .insert(op, Arc::new(Barrier::new(n)));
+        self.together.lock().unwrap().insert(op, Arc::new(Barrier::new(n)));
     }
 
     fn note(&self, call: String) -> Result<(), BoxedWords> {
@@ -81,8 +65,7 @@ impl World {
         if let Some(gate) = gate {
             gate.notified().await;
         }
-        self.note(call)
-            .map_err(|e| DeviceError::failed(device, op, e))
+        self.note(call).map_err(|e| DeviceError::failed(device, op, e))
     }
 }
 
@@ -110,32 +93,19 @@ impl Subkind for Fake {
         self.kind
     }
     fn init(&self) -> Result<(), DeviceError> {
-        self.world
-            .note(format!("init {}", self.name))
-            .map_err(|e| DeviceError::init(self.name, e))
+        self.world.note(format!("init {}", self.name)).map_err(|e| DeviceError::init(self.name, e))
     }
     fn cleanup(&self) {
         self.world.note(format!("cleanup {}", self.name)).unwrap();
     }
     async fn matches(&self, device: &Device) -> Result<Match, DeviceError> {
-        self.world
-            .note(format!("ask-{} {}", self.name, device.devid))
-            .unwrap();
+        self.world.note(format!("ask-{} {}", self.name, device.devid)).unwrap();
         self.world.call("matches", device).await?;
-        Ok(if self.takes.contains(&device.devid) {
-            Match::Yes
-        } else {
-            Match::No
-        })
+        Ok(if self.takes.contains(&device.devid) { Match::Yes } else { Match::No })
     }
     fn attach(&self, device: &Device) -> Box<dyn Checkpointed> {
-        self.world
-            .note(format!("attach-{} {}", self.name, device.devid))
-            .unwrap();
-        Box::new(FakeDevice {
-            device: device.clone(),
-            world: self.world.clone(),
-        })
+        self.world.note(format!("attach-{} {}", self.name, device.devid)).unwrap();
+        Box::new(FakeDevice { device: device.clone(), world: self.world.clone() })
     }
 }
 
@@ -145,9 +115,7 @@ impl Checkpointed for FakeDevice {
         self.world.call("setup", &self.device).await
     }
     async fn teardown(&mut self, ending: Ending) -> Result<(), DeviceError> {
-        self.world
-            .note(format!("ending {ending:?}"))
-            .expect("never told to fail");
+        self.world.note(format!("ending {ending:?}")).expect("never told to fail");
         self.world.call("teardown", &self.device).await
     }
     async fn arm(&mut self) -> Result<(), DeviceError> {
@@ -166,10 +134,7 @@ impl Checkpointed for FakeDevice {
         self.world.call("abandon", &self.device).await
     }
     fn stats(&self) -> DeviceStats {
-        DeviceStats {
-            queued: u64::from(self.device.devid),
-            ..DeviceStats::default()
-        }
+        DeviceStats { queued: u64::from(self.device.devid), ..DeviceStats::default() }
     }
     fn record(&self) -> serde_json::Value {
         serde_json::json!({ "devid": self.device.devid })
@@ -177,22 +142,11 @@ impl Checkpointed for FakeDevice {
 }
 
 fn nic(devid: u32) -> Device {
-    Device {
-        kind: Kind::Nic,
-        domid: 5,
-        devid,
-        names: vec![format!("vif5.{devid}")],
-        params: BTreeMap::new(),
-    }
+    Device { kind: Kind::Nic, domid: 5, devid, names: vec![format!("vif5.{devid}")], params: BTreeMap::new() }
 }
 
 fn fake(name: &'static str, takes: &[u32], world: &Arc<World>) -> Arc<dyn Subkind> {
-    Arc::new(Fake {
-        name,
-        kind: Kind::Nic,
-        takes: takes.to_vec(),
-        world: world.clone(),
-    })
+    Arc::new(Fake { name, kind: Kind::Nic, takes: takes.to_vec(), world: world.clone() })
 }
 
 fn set_of(world: &Arc<World>) -> DeviceSet {
@@ -207,11 +161,7 @@ fn words(e: &DeviceError) -> String {
 async fn first_matching_subkind_takes_the_device_and_later_ones_are_not_asked() {
     let world = World::failing(&[]);
     let mut set = DeviceSet::new(
-        vec![
-            fake("a", &[1], &world),
-            fake("b", &[0, 1], &world),
-            fake("c", &[0, 1], &world),
-        ],
+        vec![fake("a", &[1], &world), fake("b", &[0, 1], &world), fake("c", &[0, 1], &world)],
         Policy::strict(),
     );
     set.setup(vec![nic(0), nic(1)]).await.unwrap();
@@ -221,30 +171,16 @@ async fn first_matching_subkind_takes_the_device_and_later_ones_are_not_asked() 
     assert_eq!(world.calls("ask-b"), ["ask-b 0"]);
     assert!(world.calls("ask-c").is_empty());
     assert_eq!(
-        set.records()
-            .iter()
-            .map(|r| (r.device.devid, r.subkind.as_str(), r.data.clone()))
-            .collect::<Vec<_>>(),
-        [
-            (0, "b", serde_json::json!({"devid": 0})),
-            (1, "a", serde_json::json!({"devid": 1}))
-        ]
+        set.records().iter().map(|r| (r.device.devid, r.subkind.as_str(), r.data.clone())).collect::<Vec<_>>(),
+        [(0, "b", serde_json::json!({"devid": 0})), (1, "a", serde_json::json!({"devid": 1}))]
     );
-    assert_eq!(
-        set.stats().iter().map(|s| s.1.queued).collect::<Vec<_>>(),
-        [0, 1]
-    );
+    assert_eq!(set.stats().iter().map(|s| s.1.queued).collect::<Vec<_>>(), [0, 1]);
 }
 
 #[tokio::test]
 async fn a_subkind_of_another_kind_is_not_asked() {
     let world = World::failing(&[]);
-    let disks = Arc::new(Fake {
-        name: "disks",
-        kind: Kind::Disk,
-        takes: vec![0],
-        world: world.clone(),
-    });
+    let disks = Arc::new(Fake { name: "disks", kind: Kind::Disk, takes: vec![0], world: world.clone() });
     let mut set = DeviceSet::new(vec![disks, fake("a", &[0], &world)], Policy::strict());
     set.setup(vec![nic(0)]).await.unwrap();
     assert!(world.calls("ask-disks").is_empty());
@@ -258,13 +194,10 @@ async fn setup_runs_concurrently() {
     }
     // One after the other they would wait for each other for ever.
     let mut set = set_of(&world);
-    tokio::time::timeout(
-        Duration::from_secs(10),
-        set.setup(vec![nic(0), nic(1), nic(2)]),
-    )
-    .await
-    .expect("devices are set up one after the other")
-    .unwrap();
+    tokio::time::timeout(Duration::from_secs(10), set.setup(vec![nic(0), nic(1), nic(2)]))
+        .await
+        .expect("devices are set up one after the other")
+        .unwrap();
 }
 
 #[tokio::test]
@@ -279,11 +212,7 @@ async fn phases_run_concurrently_and_finish_when_all_have() {
     set.arm(&EPOCH).await.unwrap();
     let mut phase = Box::pin(set.postsuspend(&EPOCH));
     // The failure of device 1 is there, and still the phase waits for device 2.
-    assert!(
-        tokio::time::timeout(Duration::from_millis(20), &mut phase)
-            .await
-            .is_err()
-    );
+    assert!(tokio::time::timeout(Duration::from_millis(20), &mut phase).await.is_err());
     assert!(world.log().contains(&"postsuspend 1".to_owned()));
     gate.notify_one();
     let error = phase.await.unwrap_err();
@@ -301,10 +230,7 @@ async fn setup_error_in_each_position_tears_everything_down() {
         let world = World::failing(&[&format!("setup {bad}")]);
         // The others are being set up when the bad one fails.
         world.all_in("setup", 3);
-        let gates: Vec<_> = (0..3)
-            .filter(|i| *i != bad)
-            .map(|i| world.gate(&format!("setup {i}")))
-            .collect();
+        let gates: Vec<_> = (0..3).filter(|i| *i != bad).map(|i| world.gate(&format!("setup {i}"))).collect();
         let mut set = set_of(&world);
         let open = async {
             while world.calls("setup").is_empty() {
@@ -343,20 +269,14 @@ async fn the_first_error_stops_new_work() {
     let (result, ()) = tokio::join!(set.setup(vec![nic(0), nic(1)]), open);
     let error = result.unwrap_err();
     assert!(words(&error.cause).contains("vif5.0"));
-    assert!(
-        world.calls("setup").is_empty(),
-        "device 1 matched after the error, so it is not set up"
-    );
+    assert!(world.calls("setup").is_empty(), "device 1 matched after the error, so it is not set up");
     assert_eq!(world.calls("teardown"), ["teardown 1"], "but it matched");
 }
 
 #[tokio::test]
 async fn a_match_error_is_not_a_no() {
     let world = World::failing(&["matches 0"]);
-    let mut set = DeviceSet::new(
-        vec![fake("a", &[], &world), fake("b", &[0], &world)],
-        Policy::with_names(["vif5.0"]),
-    );
+    let mut set = DeviceSet::new(vec![fake("a", &[], &world), fake("b", &[0], &world)], Policy::with_names(["vif5.0"]));
     let error = set.setup(vec![nic(0)]).await.unwrap_err();
     assert!(words(&error.cause).contains("matches"));
     assert!(world.calls("ask-b").is_empty());
@@ -378,10 +298,7 @@ async fn the_first_error_is_the_cause_and_nothing_hides_it() {
     };
     let (result, ()) = tokio::join!(set.setup(vec![nic(0), nic(1), nic(2)]), open);
     let error = result.unwrap_err();
-    assert!(
-        words(&error.cause).contains("vif5.1"),
-        "1 failed first: {error}"
-    );
+    assert!(words(&error.cause).contains("vif5.1"), "1 failed first: {error}");
     assert_eq!(error.others.len(), 1);
     assert!(words(&error.others[0]).contains("vif5.0"));
     assert_eq!(error.teardown.len(), 2);
@@ -404,10 +321,7 @@ async fn phases_after_a_failed_setup_are_refused() {
         set.setup(vec![nic(0)]).await,
     ] {
         let error = result.unwrap_err();
-        assert!(
-            matches!(error.cause, DeviceError::NotReady { why, .. } if why.contains("failed")),
-            "{error}"
-        );
+        assert!(matches!(error.cause, DeviceError::NotReady { why, .. } if why.contains("failed")), "{error}");
     }
     assert!(set.teardown(Ending::Release).await.is_empty());
     assert_eq!(world.calls("teardown").len(), 1, "it was torn down before");
@@ -449,18 +363,11 @@ async fn a_second_teardown_only_retries_what_failed() {
 async fn a_failed_init_cleans_up_those_before_it() {
     let world = World::failing(&["init b"]);
     let mut set = DeviceSet::new(
-        vec![
-            fake("a", &[0], &world),
-            fake("b", &[0], &world),
-            fake("c", &[0], &world),
-        ],
+        vec![fake("a", &[0], &world), fake("b", &[0], &world), fake("c", &[0], &world)],
         Policy::strict(),
     );
     let error = set.setup(vec![nic(0)]).await.unwrap_err();
-    assert!(matches!(
-        error.cause,
-        DeviceError::Init { subkind: "b", .. }
-    ));
+    assert!(matches!(error.cause, DeviceError::Init { subkind: "b", .. }));
     assert_eq!(world.log(), ["init a", "init b", "cleanup a"]);
 }
 
@@ -476,10 +383,7 @@ async fn a_device_nobody_takes_is_named_unless_policy_lets_it_pass() {
     assert_eq!(world.calls("teardown"), ["teardown 0"]);
 
     let world = World::failing(&[]);
-    let mut set = DeviceSet::new(
-        vec![fake("a", &[0], &world)],
-        Policy::with_names(["vif5.9"]),
-    );
+    let mut set = DeviceSet::new(vec![fake("a", &[0], &world)], Policy::with_names(["vif5.9"]));
     set.setup(vec![nic(0), nic(9)]).await.unwrap();
     assert_eq!(set.passed().len(), 1);
     assert_eq!(set.passed()[0].device.devid, 9);

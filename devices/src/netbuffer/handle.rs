@@ -1,0 +1,224 @@
+//! A buffered device as the set sees it.
+
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+
+use crate::device::{Device, DeviceStats, Ending, EpochContext};
+use crate::error::DeviceError;
+use crate::subkind::Checkpointed;
+
+use super::NetBufferConfig;
+use super::conn::Conn;
+use super::error::NetError;
+use super::lane::{Lane, LaneSpec};
+use super::names::ifb_name;
+use super::takedown::take_down;
+use super::worker::{Worker, WorkerHandle};
+
+/// What libxl appends to the name of a nic for the tap of its emulated card.
+const EMULATED: &str = "-emu";
+
+struct Entry {
+    vif: String,
+    ifb: String,
+    stats: Arc<Mutex<DeviceStats>>,
+}
+
+/// A nic with all its interfaces.
+pub(super) struct Buffered {
+    device: Device,
+    config: NetBufferConfig,
+    worker: Option<WorkerHandle>,
+    /// The interfaces whose set-up was begun.
+    entries: Vec<Entry>,
+    /// A request was not answered in time, so that its outcome is unknown.
+    given_up: bool,
+}
+
+impl Buffered {
+    pub(super) fn new(device: Device, config: NetBufferConfig, worker: Option<WorkerHandle>) -> Self {
+        Self { device, config, worker, entries: Vec::new(), given_up: false }
+    }
+
+    async fn call(
+        &self,
+        doing: &'static str,
+        work: impl FnOnce(&mut Worker) -> Result<(), NetError> + Send + 'static,
+    ) -> Result<(), NetError> {
+        let worker = self.worker.as_ref().ok_or(NetError::NoWorker)?;
+        worker.call(doing, self.config.request_timeout, work).await
+    }
+
+    /// The same for every interface, in one go. All are asked, also after one failed; the first error counts.
+    async fn each(
+        &mut self,
+        doing: &'static str,
+        work: impl Fn(&mut Lane, &mut Conn) -> Result<(), NetError> + Send + 'static,
+    ) -> Result<(), NetError> {
+        if self.given_up {
+            return Err(NetError::GivenUp);
+        }
+        if self.entries.is_empty() {
+            return Err(NetError::NotSetUp(self.device.to_string()));
+        }
+        let vifs: Vec<String> = self.entries.iter().map(|e| e.vif.clone()).collect();
+        let result = self
+            .call(doing, move |worker| {
+                let mut first = Ok(());
+                for vif in &vifs {
+                    let one = worker.lane(vif).and_then(|(lane, conn)| work(lane, conn));
+                    first = first.and(one);
+                }
+                first
+            })
+            .await;
+        if matches!(result, Err(NetError::Timeout { .. } | NetError::NoWorker)) {
+            self.given_up = true;
+        }
+        result
+    }
+
+    fn wrap(&self, doing: impl Into<String>, e: NetError) -> DeviceError {
+        DeviceError::failed(&self.device, doing, e)
+    }
+
+    async fn setup_all(&mut self) -> Result<(), NetError> {
+        for (nth, vif) in self.device.names.clone().into_iter().enumerate() {
+            let spec = LaneSpec {
+                ifb: ifb_name(nth, self.device.domid, self.device.devid)?,
+                limit: self.config.limit_bytes,
+                optional: nth > 0 && vif.ends_with(EMULATED),
+                vif,
+            };
+            let stats = Arc::new(Mutex::new(DeviceStats::default()));
+            let entry = Entry { vif: spec.vif.clone(), ifb: spec.ifb.clone(), stats: stats.clone() };
+            let key = spec.vif.clone();
+            let done = self
+                .call("set up the buffer", move |worker| {
+                    let lane = Lane::setup(&mut worker.conn, spec, stats)?;
+                    // What we did ourselves is not news.
+                    worker.read_notices();
+                    worker.lanes.insert(key, lane);
+                    Ok(())
+                })
+                .await;
+            match done {
+                // Not ours to take down.
+                Err(e @ NetError::Leftover { .. }) => return Err(e),
+                other => {
+                    self.entries.push(entry);
+                    other?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Checkpointed for Buffered {
+    async fn setup(&mut self) -> Result<(), DeviceError> {
+        self.setup_all().await.map_err(|e| self.wrap("set up the buffer", e))
+    }
+
+    async fn teardown(&mut self, ending: Ending) -> Result<(), DeviceError> {
+        if ending == Ending::Hold {
+            self.entries.clear();
+            return Ok(());
+        }
+        let mut first = Ok(());
+        let mut kept = Vec::new();
+        for entry in std::mem::take(&mut self.entries) {
+            let (vif, ifb) = (entry.vif.clone(), entry.ifb.clone());
+            // From here on what happens there is our doing.
+            let key = vif.clone();
+            let forgotten = self
+                .call("forget the buffer", move |worker| {
+                    worker.lanes.remove(&key);
+                    Ok(())
+                })
+                .await;
+            if let Err(error) = forgotten {
+                tracing::warn!(%vif, %error, "the netlink thread does not answer; going on without it");
+            }
+            let patience = self.config.drain_timeout;
+            let done = tokio::task::spawn_blocking(move || take_down(&mut Conn::open()?, &vif, &ifb, ending, patience))
+                .await
+                .unwrap_or(Err(NetError::NoWorker));
+            if let Err(error) = done {
+                // Lost packets are not something a second try could bring back.
+                if !matches!(error, NetError::NotDrained { .. }) {
+                    kept.push(entry);
+                }
+                first = first.and(Err(self.wrap("remove the buffer", error)));
+            }
+        }
+        self.entries = kept;
+        first
+    }
+
+    async fn arm(&mut self) -> Result<(), DeviceError> {
+        self.each("arm the buffer", |lane, conn| lane.arm(conn)).await.map_err(|e| self.wrap("arm the buffer", e))
+    }
+
+    async fn postsuspend(&mut self, epoch: &EpochContext) -> Result<(), DeviceError> {
+        let n = epoch.epoch;
+        if !epoch.armed {
+            return Ok(());
+        }
+        self.each("close the epoch", move |lane, conn| lane.close(conn, n))
+            .await
+            .map_err(|e| self.wrap(format!("close epoch {n}"), e))
+    }
+
+    async fn commit(&mut self, epoch: &EpochContext) -> Result<(), DeviceError> {
+        let n = epoch.epoch;
+        if !epoch.armed {
+            return Ok(());
+        }
+        self.each("release the epoch", move |lane, conn| lane.release(conn, n))
+            .await
+            .map_err(|e| self.wrap(format!("release epoch {n}"), e))?;
+        // How much is held now and was lost is no part of the commit.
+        let vifs: Vec<String> = self.entries.iter().map(|e| e.vif.clone()).collect();
+        let looked = self
+            .call("read the queues", move |worker| {
+                vifs.iter().for_each(|vif| worker.look_at(vif));
+                Ok(())
+            })
+            .await;
+        if let Err(error) = looked {
+            tracing::warn!(device = %self.device, %error, "cannot read how much is held");
+        }
+        Ok(())
+    }
+
+    async fn abandon(&mut self, epoch: &EpochContext) -> Result<(), DeviceError> {
+        let n = epoch.epoch;
+        if !epoch.armed {
+            return Ok(());
+        }
+        self.each("abandon the epoch", move |lane, _| lane.abandon(n))
+            .await
+            .map_err(|e| self.wrap(format!("abandon epoch {n}"), e))
+    }
+
+    fn stats(&self) -> DeviceStats {
+        let mut sum = DeviceStats::default();
+        for entry in &self.entries {
+            if let Ok(stats) = entry.stats.lock() {
+                sum += *stats;
+            }
+        }
+        sum
+    }
+
+    fn record(&self) -> serde_json::Value {
+        serde_json::json!({
+            "interfaces": self.entries.iter().map(|e| serde_json::json!({
+                "vif": e.vif, "ifb": e.ifb,
+            })).collect::<Vec<_>>()
+        })
+    }
+}
