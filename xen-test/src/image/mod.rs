@@ -8,7 +8,7 @@ mod tools;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use nix::fcntl::{Flock, FlockArg};
@@ -16,6 +16,12 @@ use nix::fcntl::{Flock, FlockArg};
 pub use tools::{ensure_tools, find_program};
 
 use crate::progress;
+
+/// Touched in an image's directory whenever it is used.
+const USED: &str = "used";
+
+/// Images unused for so long make room when a new one is built. No run lasts that long.
+const UNUSED_AGE: Duration = Duration::from_secs(3 * 24 * 3600);
 
 /// A file of ours inside the image.
 struct OverlayFile {
@@ -44,7 +50,7 @@ const OVERLAY: &[OverlayFile] = &[
     OverlayFile {
         path: "etc/ssh/ssh_config",
         mode: 0o644,
-        text: "Host *\n    BatchMode yes\n    StrictHostKeyChecking yes\n\
+        text: "Host *\n    BatchMode yes\n    KexAlgorithms curve25519-sha256\n    StrictHostKeyChecking yes\n\
                \x20   GSSAPIAuthentication no\n",
     },
     OverlayFile { path: "etc/resolv.conf", mode: 0o644, text: "" },
@@ -131,20 +137,32 @@ pub fn ensure() -> Result<Image> {
     let parts = [resolution.text.as_bytes(), initramfs].into_iter().chain(build_rules);
     let dir = images.join(key::short_hash(parts.chain(overlay)));
     if dir.is_dir() {
+        std::fs::write(dir.join(USED), "")?;
         return Ok(Image { dir });
     }
     let start = Instant::now();
-    for entry in std::fs::read_dir(&images)?.flatten() {
-        if entry.file_name().to_string_lossy().starts_with("building-") {
-            std::fs::remove_dir_all(entry.path())?;
-        }
-    }
+    prune(&images)?;
     let building = images.join(format!("building-{}", std::process::id()));
     std::fs::create_dir_all(&building)?;
     build::build(&building, &resolution)?;
+    std::fs::write(building.join(USED), "")?;
     std::fs::rename(&building, &dir)?;
     progress!("image {} built in {:.0} s", dir.display(), start.elapsed().as_secs_f32());
     Ok(Image { dir })
+}
+
+/// Removes builds that were cut short, and images that nobody has used for long.
+fn prune(images: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(images)?.flatten() {
+        let unfinished = entry.file_name().to_string_lossy().starts_with("building-");
+        let unused = std::fs::metadata(entry.path().join(USED))
+            .and_then(|meta| meta.modified())
+            .is_ok_and(|time| time.elapsed().unwrap_or_default() > UNUSED_AGE);
+        if unfinished || unused {
+            std::fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Takes an exclusive lock on a file; says `waiting` if it is not free at once. Blocks.

@@ -1,5 +1,6 @@
 //! Scenarios: what is tried on nested hosts, and the runner.
 
+mod harness_end;
 mod harness_self;
 mod report;
 mod runner;
@@ -26,7 +27,7 @@ pub struct Scenario {
 }
 
 /// All scenarios, in the order in which they run.
-pub const SCENARIOS: &[Scenario] = &[harness_self::SELF];
+pub const SCENARIOS: &[Scenario] = &[harness_self::SELF, harness_end::END];
 
 /// What a scenario works with.
 #[derive(Debug)]
@@ -96,7 +97,7 @@ mod tests {
 
     #[test]
     fn a_prefix_selects_and_an_unknown_one_is_an_error() {
-        assert!(select(&["main-harness".into()]).unwrap().len() == 1);
+        assert!(select(&["main-harness".into()]).unwrap().len() == 2);
         assert!(select(&["main-harness-self".into(), "main-".into()]).is_ok());
         assert!(select(&["nosuch".into()]).is_err());
     }
