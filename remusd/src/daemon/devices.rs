@@ -2,13 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use devices::netbuffer::{NetBuffer, NetBufferConfig, NetEvent};
 use devices::{Allow, Device, DeviceSet, Kind, NoOp, Node, Policy, Subkind, classify};
+use async_trait::async_trait;
 use tokio::sync::mpsc;
 
 use crate::api::{ApiError, ErrorCode};
 use crate::ids::DomId;
+use crate::hvm;
+use crate::protect::model::{DeviceModel, ModelError};
 use crate::protect::options::ProtectOptions;
+use crate::stream::Record;
 use crate::xen::{GuestType, StoreError, XenStore};
 
 /// Every device of a domain that is to be handled.
@@ -56,19 +62,24 @@ async fn nodes(store: &dyn XenStore, domid: DomId) -> Result<Vec<Node>, StoreErr
     Ok(nodes)
 }
 
-/// The device set that these options ask for. What the network buffers see goes to `events` in words.
+/// The device set that these options ask for. What happens to the network buffers goes to `events`.
 #[must_use]
-pub fn set(options: &ProtectOptions, events: mpsc::UnboundedSender<String>) -> DeviceSet {
+pub fn set(options: &ProtectOptions, events: mpsc::Sender<NetEvent>) -> DeviceSet {
     let mut subkinds: Vec<Arc<dyn Subkind>> = Vec::new();
     if options.no_netbuffer {
-        subkinds.push(Arc::new(NoOp::new(Kind::Nic, Policy { allow: vec![Allow::Kind(Kind::Nic)] })));
+        subkinds.push(Arc::new(NoOp::new(Kind::Nic, Policy { allow: vec![Allow::EveryOf(Kind::Nic)] })));
     } else {
-        subkinds.push(netbuffer(options, events));
+        let config = NetBufferConfig {
+            limit_bytes: options.netbuffer_limit,
+            request_timeout: Duration::from_millis(options.pause_deadline_ms),
+            ..NetBufferConfig::default()
+        };
+        subkinds.push(Arc::new(NetBuffer::new(config, events)));
     }
     let names = options.unsafe_disks.iter().filter(|d| *d != "all");
     let mut policy = Policy::with_names(names.cloned());
     if options.unsafe_disks.iter().any(|d| d == "all") {
-        policy.allow.push(Allow::Kind(Kind::Disk));
+        policy.allow.push(Allow::EveryOf(Kind::Disk));
     }
     DeviceSet::new(subkinds, policy)
 }
@@ -77,4 +88,55 @@ pub fn set(options: &ProtectOptions, events: mpsc::UnboundedSender<String>) -> D
 #[must_use]
 pub fn vifs(set: &DeviceSet) -> Vec<String> {
     set.records().into_iter().filter(|r| r.device.kind == Kind::Nic && r.subkind != "none").flat_map(|r| r.device.names).collect()
+}
+
+/// How long the device model may take for anything else than saving its state.
+const MODEL_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The device model of a guest that has one, connected.
+///
+/// # Errors
+/// [`ModelError`] when QEMU does not answer.
+pub async fn model(
+    domid: DomId,
+    guest: GuestType,
+    store: &Arc<dyn XenStore>,
+    pause_deadline: Duration,
+) -> Result<Option<Box<dyn DeviceModel>>, ModelError> {
+    if guest != GuestType::Hvm {
+        return Ok(None);
+    }
+    let model = hvm::DeviceModel::connect(domid, Instant::now() + MODEL_PATIENCE).await.map_err(model_error)?;
+    Ok(Some(Box::new(Qemu { domid, model, store: store.clone(), pause_deadline })))
+}
+
+fn model_error(error: impl std::fmt::Display) -> ModelError {
+    ModelError(error.to_string())
+}
+
+struct Qemu {
+    domid: DomId,
+    model: hvm::DeviceModel,
+    store: Arc<dyn XenStore>,
+    pause_deadline: Duration,
+}
+
+#[async_trait]
+impl DeviceModel for Qemu {
+    async fn stop_and_save(&mut self) -> Result<Vec<Record>, ModelError> {
+        let deadline = Instant::now() + self.pause_deadline;
+        self.model.stop(deadline).await.map_err(model_error)?;
+        let keys =
+            hvm::DeviceModel::xenstore_record(&*self.store, self.domid, DomId(0)).await.map_err(model_error)?;
+        let context = self.model.save(deadline).await.map_err(model_error)?;
+        Ok(keys.into_iter().chain([context]).collect())
+    }
+
+    async fn go_on(&mut self) -> Result<(), ModelError> {
+        self.model.cont(Instant::now() + MODEL_PATIENCE).await.map_err(model_error)
+    }
+
+    async fn log_dirty(&mut self, enable: bool) -> Result<(), ModelError> {
+        self.model.log_dirty(enable, Instant::now() + MODEL_PATIENCE).await.map_err(model_error)
+    }
 }

@@ -86,7 +86,7 @@ impl Daemon {
             handle.ended().await;
         });
         futures::future::join_all(ends).await;
-        self.backups.shut_down().await;
+        self.backups.shutdown().await;
     }
 
     /// Becomes the domain's monitor, in place of an earlier one of ours.

@@ -4,6 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use devices::Ending;
+use devices::netbuffer::NetError;
+
 use super::{Daemon, monitor, setup};
 use crate::api::{ApiError, ErrorCode};
 use crate::link::{LinkOptions, PrimaryLink, Role};
@@ -65,7 +68,8 @@ impl Daemon {
             for vif in &record.vifs {
                 match devices::netbuffer::seal(vif).await {
                     Ok(()) => {}
-                    Err(error) if error.is_gone() => {}
+                    // Nothing can leave through an interface that is not there.
+                    Err(NetError::NoLink(_)) => {}
                     Err(error) => return Err(failed(format!("{vif} cannot be sealed, so nothing was touched: {error}"))),
                 }
             }
@@ -89,7 +93,7 @@ impl Daemon {
 
         let text = match self.owner(&record, assume_owner).await {
             Owner::We(text) => {
-                self.remove_leftovers(&record).await.map_err(failed)?;
+                self.remove_leftovers(&record, Ending::Release).await.map_err(failed)?;
                 if record.monitor && info.is_some() {
                     self.monitor(monitor::MonitorRecord {
                         uuid: record.uuid,
@@ -115,7 +119,7 @@ impl Daemon {
                     self.host.hypervisor.pause(record.domid).await.map_err(|e| failed(e.to_string()))?;
                     self.host.toolstack.destroy(record.domid).await.map_err(|e| failed(e.to_string()))?;
                 }
-                self.remove_leftovers(&record).await.map_err(failed)?;
+                self.remove_leftovers(&record, Ending::Discard).await.map_err(failed)?;
                 self.forget(&record)?;
                 let text = format!("{text}: the copy here stayed sealed and was destroyed");
                 self.log.publish(domain, EventKind::Superseded, text.clone());
@@ -136,13 +140,18 @@ impl Daemon {
 
     async fn resume_sealed(&self, record: &PrimaryRecord, info: &DomainInfo) -> Result<(), String> {
         let domid = record.domid;
-        if let Some(mut model) = super::devices::model(domid, info.guest_type, &self.host.store) {
-            // Each on its own: a model that runs already says so, and log-dirty may be off.
-            for result in [model.go_on().await, model.log_dirty(false).await] {
-                if let Err(error) = result {
-                    tracing::warn!(domain = record.name, "{error}");
+        let pause_deadline = Duration::from_millis(record.options.pause_deadline_ms);
+        match super::devices::model(domid, info.guest_type, &self.host.store, pause_deadline).await {
+            Ok(Some(mut model)) => {
+                // Each on its own: a model that runs already says so, and log-dirty may be off.
+                for result in [model.go_on().await, model.log_dirty(false).await] {
+                    if let Err(error) = result {
+                        tracing::warn!(domain = record.name, "{error}");
+                    }
                 }
             }
+            Ok(None) => {}
+            Err(error) => tracing::warn!(domain = record.name, "{error}"),
         }
         let mut suspender = Suspender::new(domid, self.host.hypervisor.clone(), self.host.store.clone())
             .await
@@ -197,16 +206,19 @@ impl Daemon {
         }
     }
 
-    async fn remove_leftovers(&self, record: &PrimaryRecord) -> Result<(), String> {
-        for vif in &record.vifs {
+    /// As the owner (`Release`) or as the loser (`Discard`, whose vifs stay sealed).
+    async fn remove_leftovers(&self, record: &PrimaryRecord, ending: Ending) -> Result<(), String> {
+        for vif in record.vifs.iter().filter(|_| ending == Ending::Release) {
             match devices::netbuffer::unseal(vif).await {
-                Err(error) if !error.is_gone() => return Err(error.to_string()),
-                _ => {}
+                Ok(()) | Err(NetError::NoLink(_)) => {}
+                Err(error) => return Err(error.to_string()),
             }
         }
         for leftover in devices::netbuffer::leftovers().await.map_err(|e| e.to_string())? {
-            if record.vifs.iter().any(|vif| leftover.belongs_to(vif)) {
-                devices::netbuffer::remove_leftover(&leftover).await.map_err(|e| e.to_string())?;
+            let ours = leftover.vif.as_ref().is_some_and(|vif| record.vifs.contains(vif))
+                || leftover.device.is_some_and(|(domid, _)| domid == record.domid.0);
+            if ours {
+                devices::netbuffer::remove_leftover(&leftover, ending).await.map_err(|e| e.to_string())?;
             }
         }
         Ok(())

@@ -9,6 +9,7 @@ use tokio::net::UnixListener;
 use super::{Daemon, Host};
 use crate::api::server;
 use crate::backup::host::XenHost;
+use crate::backup::receiver::ReceiverCommand;
 use crate::backup::{BackupSettings, Registry};
 use crate::ops::EventLog;
 use crate::protect::fate::Xl;
@@ -49,12 +50,9 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
 
     let backup_host =
         Arc::new(XenHost { hypervisor: hypervisor.clone(), store: store.clone(), xl: settings.xl.clone() });
-    let backups = Arc::new(Registry::new(
-        BackupSettings { xl: settings.xl.clone(), ..BackupSettings::default() },
-        backup_host,
-        Arc::new(state.clone()),
-        log.clone(),
-    )?);
+    let receivers = Arc::new(ReceiverCommand { program: settings.xl.clone(), ..ReceiverCommand::default() });
+    let backups =
+        Registry::new(backup_host, receivers, Arc::new(state.clone()), log.clone(), BackupSettings::default())?;
     let host = Host {
         hypervisor,
         store,
@@ -63,7 +61,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         helper: settings.save_helper,
     };
     let daemon = Arc::new(Daemon::new(host, state, log, backups.clone()));
-    backups.recover().await;
+    backups.recover().await?;
     // Other hosts may ask who runs a guest while we still recover our own, and we may ask them.
     tokio::spawn(accept(link, backups.clone()));
     daemon.recover_all().await;
@@ -86,7 +84,11 @@ async fn accept(listener: UnixListener, backups: Arc<Registry>) {
         match listener.accept().await {
             Ok((stream, _)) => {
                 let backups = backups.clone();
-                tokio::spawn(async move { backups.accept(crate::link::transport::Connection::new(stream)).await });
+                tokio::spawn(async move {
+                    if let Err(error) = backups.serve(crate::link::transport::Connection::new(stream)).await {
+                        tracing::warn!("a peer that arrived: {error}");
+                    }
+                });
             }
             Err(error) => {
                 tracing::warn!("link socket: {error}");

@@ -10,6 +10,7 @@ use crate::ids::ProtectionId;
 use crate::ops::Event;
 use crate::protect::driver::{Handle, Order};
 use crate::protect::machine::{Outcome, State};
+use crate::protect::pump::Sent;
 
 type Answered = Result<serde_json::Value, ApiError>;
 
@@ -34,7 +35,7 @@ impl Service for Daemon {
             Request::Unprotect { domain } => self.unprotect(&domain).await,
             Request::Status => {
                 let mut rows = self.primary_rows().await;
-                rows.extend(self.backups.statuses().iter().map(backup_row));
+                rows.extend(self.backups.list().iter().map(backup_row));
                 rows.sort_by(|a, b| (&a.domain, a.role as u8).cmp(&(&b.domain, b.role as u8)));
                 serde_json::to_value(rows).map_err(|e| ApiError::new(ErrorCode::Failed, e.to_string()))
             }
@@ -57,7 +58,11 @@ impl Service for Daemon {
                 let report = handle.failover(true).await.map_err(|e| ApiError::new(ErrorCode::Conflict, e.to_string()))?;
                 let mut value = serde_json::to_value(&report).unwrap_or_default();
                 if let Some(object) = value.as_object_mut() {
-                    object.insert("message".into(), format!("{domain} runs here now: {report}").into());
+                    let text = format!(
+                        "{domain} runs here now, from epoch {}: built in {} ms, running after {} ms",
+                        report.epoch, report.built_ms, report.running_ms
+                    );
+                    object.insert("message".into(), text.into());
                 }
                 Ok(value)
             }
@@ -79,12 +84,7 @@ impl Daemon {
     }
 
     fn incoming(&self, typed: &str) -> Result<crate::backup::IncomingHandle, ApiError> {
-        self.backups
-            .statuses()
-            .into_iter()
-            .find(|s| resolve::means(typed, &s.name, s.uuid))
-            .and_then(|s| self.backups.get(s.uuid))
-            .ok_or_else(|| {
+        self.backups.find(typed).ok_or_else(|| {
                 ApiError::new(
                     ErrorCode::NotFound,
                     format!("This host holds no copy of {typed}; `remus status` shows what it holds"),
@@ -201,15 +201,16 @@ fn primary_row(primary: &super::Primary) -> StatusRow {
 }
 
 fn backup_row(status: &IncomingStatus) -> StatusRow {
+    let state = serde_json::to_value(status.role()).ok().and_then(|v| v.as_str().map(str::to_lowercase));
     StatusRow {
-        domain: status.name.clone(),
-        uuid: status.uuid,
+        domain: status.offer.domain.clone(),
+        uuid: status.offer.protection,
         domid: status.domid,
         role: Role::Backup,
         peer: status.peer.clone(),
-        state: status.state.to_string(),
-        protected: status.can_be_activated(),
-        generation: status.generation,
+        state: state.unwrap_or_default(),
+        protected: status.role() == crate::link::Role::Armed,
+        generation: status.key.generation,
         acked: status.acked,
         acked_age_ms: status.acked_at.map(|at| at.elapsed().as_millis() as u64),
         held_packets: 0,
@@ -228,40 +229,54 @@ async fn follow(
     total: u64,
     foreground: bool,
 ) -> Answered {
+    use tokio::sync::broadcast::error::RecvError;
+    /// What `select!` found; the watch channels' guards must not live across an `await`.
+    enum Seen {
+        Event(Result<Event, RecvError>),
+        Ended(Option<Outcome>),
+        Protected,
+        Sent(Sent),
+        ClientGone,
+    }
     let mut sent = handle.sent.clone();
     let mut snapshot = handle.snapshot.clone();
     let mut outcome = handle.outcome.clone();
     loop {
-        tokio::select! {
+        let seen = tokio::select! {
             biased;
-            event = live.recv() => match event {
-                Ok(event) => { answer.send(Reply::Event(event)).await; }
-                Err(tokio::sync::broadcast::error::RecvError::Lagged(n)) => { answer.send(Reply::Missed(n)).await; }
-                Err(tokio::sync::broadcast::error::RecvError::Closed) => return Ok(serde_json::Value::Null),
-            },
-            ended = outcome.wait_for(Option::is_some) => {
-                let outcome = ended.ok().and_then(|o| o.clone());
-                while let Ok(event) = live.try_recv() {
-                    answer.send(Reply::Event(event)).await;
-                }
+            event = live.recv() => Seen::Event(event),
+            ended = outcome.wait_for(Option::is_some) => Seen::Ended(ended.ok().and_then(|o| o.clone())),
+            Ok(_) = snapshot.wait_for(|s| s.protected), if !foreground => Seen::Protected,
+            Ok(()) = sent.changed() => Seen::Sent(*sent.borrow_and_update()),
+            () = answer.client_gone() => Seen::ClientGone,
+        };
+        match seen {
+            Seen::Event(Ok(event)) => {
+                answer.send(Reply::Event(event)).await;
+            }
+            Seen::Event(Err(RecvError::Lagged(n))) => {
+                answer.send(Reply::Missed(n)).await;
+            }
+            Seen::Sent(now) => {
+                answer.send(Reply::Progress { pages: now.pages, total, bytes: now.bytes }).await;
+            }
+            Seen::Ended(outcome) => {
+                drain(live, answer).await;
                 return ended_as(outcome);
             }
-            protected = snapshot.wait_for(|s| s.protected), if !foreground => {
-                if protected.is_ok() {
-                    while let Ok(event) = live.try_recv() {
-                        answer.send(Reply::Event(event)).await;
-                    }
-                    return Ok(message("protected"));
-                }
+            Seen::Protected => {
+                drain(live, answer).await;
+                return Ok(message("protected"));
             }
-            Ok(()) = sent.changed() => {
-                let now = *sent.borrow_and_update();
-                if !answer.send(Reply::Progress { pages: now.pages, total, bytes: now.bytes }).await && foreground {
-                    return Ok(serde_json::Value::Null);
-                }
-            }
-            () = answer.client_gone() => return Ok(serde_json::Value::Null),
+            Seen::ClientGone | Seen::Event(Err(RecvError::Closed)) => return Ok(serde_json::Value::Null),
         }
+    }
+}
+
+/// Sends what was published before the end was seen.
+async fn drain(live: &mut tokio::sync::broadcast::Receiver<Event>, answer: &Answer) {
+    while let Ok(event) = live.try_recv() {
+        answer.send(Reply::Event(event)).await;
     }
 }
 

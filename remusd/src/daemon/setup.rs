@@ -85,6 +85,10 @@ impl Daemon {
             ));
         }
         let devices = super::devices::of(&*self.host.store, domid, found.info.guest_type).await?;
+        let pause_deadline = std::time::Duration::from_millis(options.pause_deadline_ms);
+        let model = super::devices::model(domid, found.info.guest_type, &self.host.store, pause_deadline)
+            .await
+            .map_err(|e| failed(&e))?;
         let suspender = Suspender::new(domid, self.host.hypervisor.clone(), self.host.store.clone())
             .await
             .map_err(|e| failed(&e))?;
@@ -110,7 +114,7 @@ impl Daemon {
         };
         let peer = connect(&target, key, offer, &options, &config).await?;
 
-        let (net_send, net_events) = mpsc::unbounded_channel();
+        let (net_send, net_events) = mpsc::channel(256);
         let mut set = super::devices::set(&options, net_send);
         if let Err(error) = set.setup(devices).await {
             peer.control.stop(&crate::protect::machine::StopWhy::Planned).await;
@@ -149,7 +153,7 @@ impl Daemon {
         let parts = Parts {
             domain: domain.clone(),
             domid,
-            model: super::devices::model(domid, found.info.guest_type, &self.host.store),
+            model,
             config,
             options,
             target: target.clone(),

@@ -302,7 +302,7 @@ impl Driver {
                     "the guest has taken a suspend request and neither suspends nor answers; `remus recover` when it does"
                 ),
                 Err(error) => {
-                    tracing::error!(domain = self.parts.domain.name, "bringing the guest back to run: {error}")
+                    tracing::error!(domain = self.parts.domain.name, "bringing the guest back to run: {error}");
                 }
             }
         }

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use devices::DeviceSet;
+use devices::netbuffer::NetEvent;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -96,7 +97,7 @@ pub struct Parts {
     /// Whether epochs count as acknowledged once they are sent (black hole, stock receiver): UNSAFE.
     pub self_acknowledging: bool,
     /// What the device layer saw.
-    pub net_events: mpsc::UnboundedReceiver<String>,
+    pub net_events: mpsc::Receiver<NetEvent>,
     /// Durable state.
     pub state: StateDir,
     /// The record kept there.

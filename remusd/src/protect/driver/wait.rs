@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use devices::netbuffer::NetEvent;
+
 use super::super::machine::{Event, GuestEnd, State};
 use super::super::peer::{GuestDoes, PeerEvent};
 use super::super::pump::PumpEvent;
@@ -57,10 +59,7 @@ impl Driver {
                     Err(error) => Some(Event::EngineFailed(error.to_string())),
                 },
                 call = next_call(&mut self.engine), if !self.engine_owed => self.on_engine(call).await,
-                Some(text) = self.parts.net_events.recv() => {
-                    self.tell(EventKind::BufferDrops, text);
-                    None
-                }
+                Some(seen) = self.parts.net_events.recv() => self.on_net(seen),
             };
             if let Some(event) = event {
                 return event;
@@ -83,6 +82,34 @@ impl Driver {
                 self.peer_open = false;
                 Event::BackupLost("the link has ended".into())
             }
+        }
+    }
+
+    /// What endangers output commit ends the protection; what only loses packets is told.
+    fn on_net(&self, seen: NetEvent) -> Option<Event> {
+        match seen {
+            NetEvent::Dropped { vif, packets, total } => {
+                self.tell(
+                    EventKind::BufferDrops,
+                    format!("{vif}: {packets} packets did not fit under the limit ({total} so far); raise it or checkpoint more often"),
+                );
+                None
+            }
+            NetEvent::Reset { vif, what } => {
+                self.tell(EventKind::BufferDrops, format!("{vif}: {what}; held output was lost, none leaked"));
+                None
+            }
+            NetEvent::Foreign { vif, what, leaked: false, failed: None } => {
+                self.tell(EventKind::BufferDrops, format!("{vif}: {what}; put back, none leaked"));
+                None
+            }
+            NetEvent::Foreign { vif, what, .. } => Some(Event::EpochFailed(format!(
+                "somebody changed the network buffer of {vif}: {what}; output may have left unacknowledged"
+            ))),
+            NetEvent::Gone { vif, name } => Some(Event::EpochFailed(format!("{name} of {vif} has disappeared"))),
+            NetEvent::Appeared { vif, .. } => Some(Event::EpochFailed(format!(
+                "{vif} was made anew under protection and is sealed; protect the domain again"
+            ))),
         }
     }
 
