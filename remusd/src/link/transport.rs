@@ -46,9 +46,9 @@ impl std::fmt::Display for Transport {
 /// An open stream to the peer.
 pub struct Connection {
     /// From the peer.
-    pub reader: Box<dyn AsyncRead + Send + Unpin>,
+    pub reader: Box<dyn AsyncRead + Send + Sync + Unpin>,
     /// To the peer.
-    pub writer: Box<dyn AsyncWrite + Send + Unpin>,
+    pub writer: Box<dyn AsyncWrite + Send + Sync + Unpin>,
     /// The process that carries the stream; dropping it kills it.
     pub(super) child: Option<ChildGroup>,
 }
@@ -61,7 +61,7 @@ impl std::fmt::Debug for Connection {
 
 impl Connection {
     /// A connection over any stream.
-    pub fn new(stream: impl AsyncRead + AsyncWrite + Send + 'static) -> Self {
+    pub fn new(stream: impl AsyncRead + AsyncWrite + Send + Sync + 'static) -> Self {
         let (reader, writer) = tokio::io::split(stream);
         Self { reader: Box::new(reader), writer: Box::new(writer), child: None }
     }
