@@ -1,1 +1,23 @@
-//! The backup: takes epochs in, acknowledges them, feeds the stock receiver, activates the copy.
+//! The backup: takes epochs in, verifies and acknowledges them, feeds the stock receiver, activates the copy when it may.
+//!
+//! `machine` decides (sans-IO), `staging` holds the epoch in progress, `receiver` is `xl migrate-receive` and `feed` its pipe,
+//! `host` is what the backup asks of this host, `incoming` drives one protection and `registry` all of them.
+//! docs/protocol.md has the state table.
+
+mod copy;
+mod driver;
+pub mod error;
+pub mod feed;
+pub mod host;
+pub mod incoming;
+pub mod machine;
+pub mod receiver;
+pub mod record;
+pub mod registry;
+pub mod staging;
+
+pub use error::{BackupError, CommandError};
+pub use host::{BackupHost, IncomingDomain};
+pub use incoming::{ActivationReport, IncomingHandle, IncomingStatus};
+pub use record::{IncomingRecord, RecordStore};
+pub use registry::{BackupSettings, Registry};

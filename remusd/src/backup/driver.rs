@@ -1,0 +1,523 @@
+//! Carries out what the machine decides for one incoming protection.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::copy::{self, Whose};
+use super::error::CommandError;
+use super::feed::{Feed, FeedEvent};
+use super::host::BackupHost;
+use super::incoming::{ActivationReport, Command, IncomingStatus, Start, detection, domain_ref, incoming_name};
+use super::machine::{Action, Authority, Event, Machine, Policy, Report, State};
+use super::record::{IncomingRecord, Phase, RecordStore};
+use super::registry::BackupSettings;
+use crate::ids::{DomId, Epoch};
+use crate::link::session::{Outbox, Report as Beat, SessionEvent};
+use crate::link::{CloseReason, Frame, GuestState};
+use crate::ops::{EventKind, EventLog};
+use crate::stream::PlainComposer;
+use crate::stream::handshake::GO;
+
+/// What the driver's tasks and handles tell it.
+pub(super) enum Input {
+    Command(Command),
+    Feed(FeedEvent),
+    Ready,
+    Runs,
+    /// The receiver's output ended or made no sense.
+    OutputEnded(String),
+    /// The receiver has ended; its last words.
+    ProcessEnded(String),
+    /// Whether the copy is there.
+    Checked(Epoch, Result<Option<DomId>, String>),
+    Destroyed,
+}
+
+/// When an activation's steps were done.
+struct Activation {
+    epoch: Epoch,
+    authority: Authority,
+    began: Instant,
+    built: Option<Instant>,
+    claimed: Option<Instant>,
+}
+
+pub(super) struct Driver {
+    machine: Machine,
+    whose: Whose,
+    detection: Duration,
+    outbox: Outbox,
+    session: Option<mpsc::Receiver<SessionEvent>>,
+    inputs: mpsc::UnboundedReceiver<Input>,
+    tell: mpsc::UnboundedSender<Input>,
+    feed: Option<Feed>,
+    kill: CancellationToken,
+    ended: watch::Receiver<bool>,
+    said: Option<String>,
+    /// When the silence after the session's end becomes suspicious.
+    suspect_at: Option<Instant>,
+    activation: Option<Activation>,
+    failover: Option<oneshot::Sender<Result<ActivationReport, CommandError>>>,
+    discard: Option<oneshot::Sender<Result<(), CommandError>>>,
+    refused: Option<String>,
+    clock_told: bool,
+    record: IncomingRecord,
+    status: watch::Sender<IncomingStatus>,
+    host: Arc<dyn BackupHost>,
+    records: Arc<dyn RecordStore>,
+    events: Arc<EventLog>,
+    settings: Arc<BackupSettings>,
+}
+
+impl Driver {
+    pub(super) fn new(
+        start: Start,
+        tell: mpsc::UnboundedSender<Input>,
+        inputs: mpsc::UnboundedReceiver<Input>,
+        status: watch::Sender<IncomingStatus>,
+    ) -> Self {
+        let kill = CancellationToken::new();
+        let (ended_in, ended) = watch::channel(false);
+        tokio::spawn(copy::watch_process(start.receiver.process, kill.clone(), ended_in, tell.clone()));
+        tokio::spawn(copy::watch_output(start.receiver.output, tell.clone()));
+        let feed_tell = tell.clone();
+        let feed = Feed::start(start.receiver.input, move |event| {
+            // The protection may have ended meanwhile.
+            let _ = feed_tell.send(Input::Feed(event));
+        });
+        let settings = start.settings;
+        Self {
+            machine: Machine::new(Policy {
+                on_primary_loss: start.offer.on_primary_loss,
+                witness: false,
+                staging_limit: settings.staging_limit,
+                backlog_epochs: settings.backlog_epochs,
+                backlog_bytes: settings.backlog_bytes,
+            }),
+            whose: Whose { uuid: start.offer.protection, name: start.offer.domain.clone() },
+            detection: detection(&start.offer),
+            outbox: start.session.outbox,
+            session: Some(start.session.events),
+            inputs,
+            tell,
+            feed: Some(feed),
+            kill,
+            ended,
+            said: None,
+            suspect_at: None,
+            activation: None,
+            failover: None,
+            discard: None,
+            refused: None,
+            clock_told: false,
+            record: start.record,
+            status,
+            host: start.host,
+            records: start.records,
+            events: start.events,
+            settings,
+        }
+    }
+
+    pub(super) async fn run(mut self) {
+        self.publish(EventKind::Receiving, "receiving the first copy".into());
+        loop {
+            let over = matches!(self.machine.state(), State::Discarded | State::Active);
+            if over && self.session.is_none() {
+                return;
+            }
+            let limit = self.read_limit();
+            let full = self.feed.as_ref().is_some_and(|feed| feed.queued() >= limit);
+            let suspect_at = self.suspect_at;
+            tokio::select! {
+                Some(input) = self.inputs.recv() => self.input(input).await,
+                event = receive(&mut self.session), if self.session.is_some() && !full => self.link(event).await,
+                () = room(self.feed.as_ref(), limit), if full => {}
+                () = tokio::time::sleep_until(suspect_at.unwrap_or_else(Instant::now)), if suspect_at.is_some() => {
+                    self.suspect_at = None;
+                    self.suspected().await;
+                }
+            }
+            self.update();
+        }
+    }
+
+    /// How many bytes may wait for the receiver before we stop reading (R8). Armed epochs are bounded by staging and backlog, so that
+    /// only a primary that does not wait for acknowledgements reaches that limit.
+    fn read_limit(&self) -> usize {
+        if self.machine.passes_through() {
+            return self.settings.feed_limit;
+        }
+        let backlog = usize::try_from(self.settings.backlog_bytes).unwrap_or(usize::MAX);
+        self.settings.feed_limit.saturating_add(self.settings.staging_limit).saturating_add(backlog)
+    }
+
+    async fn link(&mut self, event: Option<SessionEvent>) {
+        match event {
+            Some(SessionEvent::Frame(frame)) => {
+                if let Frame::Heartbeat(beat) = &frame {
+                    self.heartbeat(*beat);
+                }
+                self.step(Event::Frame(frame));
+            }
+            Some(SessionEvent::Suspect { .. }) => {
+                self.status.send_modify(|status| status.suspect = true);
+                self.suspected().await;
+            }
+            Some(SessionEvent::Alive) => {
+                self.status.send_modify(|status| status.suspect = false);
+                self.step(Event::PrimaryAlive);
+            }
+            // A backup sends no epochs.
+            Some(SessionEvent::AckLate(_)) => {}
+            Some(SessionEvent::Closed(reason)) => self.closed(&reason),
+            None => self.closed(&CloseReason::Local),
+        }
+    }
+
+    fn closed(&mut self, reason: &CloseReason) {
+        self.session = None;
+        self.suspect_at = Some(Instant::now() + self.detection);
+        self.status.send_modify(|status| status.link_open = false);
+        self.step(Event::LinkClosed(reason.to_string()));
+    }
+
+    fn heartbeat(&mut self, beat: crate::link::Heartbeat) {
+        let skew = beat.wall_clock_ms.abs_diff(crate::link::session::wall_clock_ms());
+        if skew > 100 && !self.clock_told {
+            self.clock_told = true;
+            let ahead = if beat.wall_clock_ms > crate::link::session::wall_clock_ms() { "ahead of" } else { "behind" };
+            tracing::warn!(
+                domain = self.whose.name,
+                "the primary's clock is {skew} ms {ahead} this host's: after a failover the guest's wall clock would jump; run NTP on both hosts"
+            );
+        }
+        let now = std::time::Instant::now();
+        self.status.send_modify(|status| status.heartbeat = Some((beat, now)));
+    }
+
+    /// Nothing is heard. What would make the activation fail is looked for before it is begun.
+    async fn suspected(&mut self) {
+        if self.machine.activates_by_policy()
+            && let Err(text) = self.preflight().await
+        {
+            self.publish(EventKind::ActivationFailed, text);
+            return;
+        }
+        self.step(Event::PrimarySuspect);
+    }
+
+    /// Whether the receiver can give the copy its name. If it cannot it destroys the copy, so this is asked before.
+    async fn preflight(&self) -> Result<(), String> {
+        let domains = self.host.domains().await.map_err(|error| error.to_string())?;
+        let name = &self.whose.name;
+        match domains.iter().find(|domain| !domain.dying && domain.name.as_ref() == Some(name)) {
+            Some(other) => Err(format!(
+                "this host has a domain {name} already (id {}), so the copy cannot take its name; rename or destroy that domain first",
+                other.domid
+            )),
+            None => Ok(()),
+        }
+    }
+
+    async fn input(&mut self, input: Input) {
+        match input {
+            Input::Command(command) => self.command(command).await,
+            Input::Feed(FeedEvent::Drained(epoch)) => self.step(Event::Drained(epoch)),
+            // The receiver's end explains it better and follows.
+            Input::Feed(FeedEvent::Failed(error)) => {
+                tracing::info!(error, "the receiver does not take data any more");
+                self.kill_unless_started();
+            }
+            Input::Ready => {
+                self.mark(|activation, now| activation.built = Some(now));
+                self.step(Event::CopyReady);
+            }
+            Input::Runs => self.step(Event::CopyRuns),
+            Input::OutputEnded(said) => {
+                self.said = Some(said);
+                self.kill_unless_started();
+                self.receiver_over().await;
+            }
+            Input::ProcessEnded(said) => {
+                self.said = Some(said);
+                self.receiver_over().await;
+            }
+            Input::Checked(epoch, Ok(Some(domid))) => {
+                self.status.send_modify(|status| status.domid = Some(domid));
+                self.step(Event::Alive(epoch));
+            }
+            Input::Checked(_, Ok(None)) => {
+                let text = format!("the domain {} is gone", incoming_name(&self.whose.name));
+                self.step(Event::ReceiverDied(text));
+            }
+            Input::Checked(_, Err(error)) => {
+                self.step(Event::ReceiverDied(format!("cannot see whether the copy is there: {error}")));
+            }
+            Input::Destroyed => self.step(Event::Destroyed),
+        }
+    }
+
+    /// Makes a receiver end that is of no use any more; one that was told to go decides itself.
+    fn kill_unless_started(&self) {
+        if !matches!(self.machine.state(), State::Starting | State::Active) {
+            self.kill.cancel();
+        }
+    }
+
+    /// The receiver has ended, or says nothing more. After GO only the domain tells how it went.
+    async fn receiver_over(&mut self) {
+        let ended = *self.ended.borrow();
+        if !ended {
+            return;
+        }
+        let said = self.said.clone().unwrap_or_else(|| "the receiver has ended".into());
+        if self.machine.state() == State::Starting {
+            let domains = self.host.domains().await.unwrap_or_default();
+            if domains.iter().any(|domain| self.whose.is_activated(domain)) {
+                self.step(Event::CopyRuns);
+                return;
+            }
+        }
+        self.step(Event::ReceiverDied(said));
+    }
+
+    async fn command(&mut self, command: Command) {
+        match command {
+            Command::Failover { primary_is_off, reply } => {
+                let decidable = matches!(self.machine.state(), State::Armed | State::Waiting);
+                if decidable && let Err(text) = self.preflight().await {
+                    let _ = reply.send(Err(CommandError::Refused(text)));
+                    return;
+                }
+                self.refused = None;
+                self.step(Event::OperatorFailover { primary_is_off });
+                match self.refused.take() {
+                    // The asker may have gone; then nobody needs the answer.
+                    Some(text) => drop(reply.send(Err(CommandError::Refused(text)))),
+                    None => self.failover = Some(reply),
+                }
+            }
+            Command::Discard { reply } => {
+                self.refused = None;
+                self.step(Event::OperatorDiscard);
+                match self.refused.take() {
+                    Some(text) => drop(reply.send(Err(CommandError::Refused(text)))),
+                    None => self.discard = Some(reply),
+                }
+            }
+            Command::Replace => self.step(Event::Replaced),
+            Command::Shutdown => self.step(Event::Shutdown),
+        }
+    }
+
+    fn step(&mut self, event: Event) {
+        let mut actions = VecDeque::from(self.machine.step(event));
+        while let Some(action) = actions.pop_front() {
+            if let Some(event) = self.perform(action) {
+                actions.extend(self.machine.step(event));
+            }
+        }
+    }
+
+    /// Does one thing; what goes wrong at once comes back as an event.
+    fn perform(&mut self, action: Action) -> Option<Event> {
+        match action {
+            Action::FeedHead { config, preamble } => match self.head(&config, &preamble) {
+                Ok(pieces) => self.feed(pieces),
+                Err(text) => {
+                    return Some(Event::ReceiverDied(format!("the primary's configuration cannot be used: {text}")));
+                }
+            },
+            Action::FeedPages(batch) => match PlainComposer::pages(&batch) {
+                Ok(pieces) => self.feed(pieces),
+                Err(error) => return Some(Event::ReceiverDied(error.to_string())),
+            },
+            Action::FeedMark(epoch) => {
+                if let Some(feed) = &self.feed {
+                    feed.mark(epoch);
+                }
+            }
+            Action::CheckAlive(epoch) => {
+                if *self.ended.borrow() {
+                    return Some(Event::ReceiverDied(
+                        self.said.clone().unwrap_or_else(|| "the receiver has ended".into()),
+                    ));
+                }
+                let known = self.status.borrow().domid;
+                tokio::spawn(copy::check_alive(
+                    Arc::clone(&self.host),
+                    self.whose.clone(),
+                    known,
+                    epoch,
+                    self.tell.clone(),
+                ));
+            }
+            Action::Send(frame) => {
+                if let Frame::Ack { epoch, .. } = &frame {
+                    self.outbox.report(Beat { epoch: *epoch, guest: GuestState::Unknown, resumed_at: None });
+                    self.status.send_modify(|status| status.acked_at = Some(std::time::Instant::now()));
+                }
+                // A session that has just ended has its own event.
+                let _ = self.outbox.control(frame);
+            }
+            Action::CloseLink => self.outbox.close(),
+            Action::FinishCopy { epoch: _, state } => self.feed(vec![PlainComposer::tail(&state)]),
+            // A witness needs its store, which this build does not have; the machine asks only when its policy says so.
+            Action::Claim | Action::Forfeit => tracing::error!("no witness is configured"),
+            Action::Go => {
+                self.mark(|activation, now| activation.claimed = Some(now));
+                self.save(Phase::Starting);
+                self.feed(vec![Bytes::from_static(GO)]);
+            }
+            Action::DestroyCopy => {
+                // Closing its input is what ends the stock receiver.
+                self.feed = None;
+                tokio::spawn(copy::destroy(
+                    Arc::clone(&self.host),
+                    self.whose.clone(),
+                    self.ended.clone(),
+                    self.kill.clone(),
+                    self.settings.stop_patience,
+                    self.tell.clone(),
+                ));
+            }
+            Action::Refuse(text) => self.refused = Some(text),
+            Action::Report(report) => self.report(report),
+        }
+        None
+    }
+
+    /// The head of the receiver's stream; the configuration must be of the domain that was offered.
+    fn head(&self, config: &[u8], preamble: &Bytes) -> Result<Vec<Bytes>, String> {
+        let text = std::str::from_utf8(config).map_err(|error| error.to_string())?;
+        let json: serde_json::Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        let field = |name: &str| json["c_info"][name].as_str().unwrap_or_default().to_owned();
+        if field("name") != self.whose.name {
+            return Err(format!("it is of domain {:?}, not of {:?}", field("name"), self.whose.name));
+        }
+        if field("uuid").parse() != Ok(self.whose.uuid) {
+            return Err(format!("it has uuid {}, not {}", field("uuid"), self.whose.uuid));
+        }
+        PlainComposer::head(text, preamble).map_err(|error| error.to_string())
+    }
+
+    fn feed(&self, pieces: Vec<Bytes>) {
+        if let Some(feed) = &self.feed {
+            feed.bytes(pieces);
+        }
+    }
+
+    fn mark(&mut self, set: impl FnOnce(&mut Activation, Instant)) {
+        if let Some(activation) = &mut self.activation {
+            set(activation, Instant::now());
+        }
+    }
+
+    /// Saves how far it came. A full disk must not keep a copy from being activated: what a record misses is seen from the domains.
+    fn save(&mut self, phase: Phase) {
+        self.record.phase = phase;
+        if let Err(error) = self.records.save(&self.record) {
+            tracing::error!(domain = self.whose.name, %error, "cannot record the protection's state; going on");
+        }
+    }
+
+    fn publish(&self, kind: EventKind, detail: String) {
+        let domid = self.status.borrow().domid;
+        self.status.send_modify(|status| status.detail.clone_from(&detail));
+        self.events.publish(domain_ref(self.whose.uuid, &self.whose.name, domid), kind, detail);
+    }
+
+    fn report(&mut self, report: Report) {
+        match report {
+            Report::Armed(epoch) => {
+                self.publish(
+                    EventKind::Ready,
+                    format!("the copy is complete as of epoch {epoch} and can be activated"),
+                );
+            }
+            Report::Suspect(text) | Report::Waiting(text) => self.publish(EventKind::PrimarySuspect, text),
+            Report::Activating(epoch, authority) => {
+                self.activation =
+                    Some(Activation { epoch, authority, began: Instant::now(), built: None, claimed: None });
+                let word = match authority {
+                    Authority::Operator => "an operator says that the primary is off",
+                    Authority::Policy => "the primary is lost and on_primary_loss=activate",
+                    Authority::Witness => "the primary is lost; the witness decides",
+                };
+                self.publish(EventKind::Activating, format!("activating the copy of epoch {epoch}: {word}"));
+            }
+            Report::Active(epoch) => {
+                self.record.activated = Some(epoch);
+                self.save(Phase::Active);
+                let report = self.activation_report(epoch);
+                self.status.send_modify(|status| status.activation = report);
+                let took = report.map_or(0, |report| report.running_ms);
+                self.publish(EventKind::Activated, format!("the copy of epoch {epoch} runs here, after {took} ms"));
+                if let (Some(reply), Some(report)) = (self.failover.take(), report) {
+                    let _ = reply.send(Ok(report));
+                }
+            }
+            Report::ActivationFailed(text) => {
+                if let Some(reply) = self.failover.take() {
+                    let _ = reply.send(Err(CommandError::Failed(text.clone())));
+                }
+                self.publish(EventKind::ActivationFailed, text);
+            }
+            Report::Discarded(text) => {
+                self.save(Phase::Discarded);
+                self.status.send_modify(|status| status.domid = None);
+                self.publish(EventKind::Discarded, text);
+                if let Some(reply) = self.discard.take() {
+                    let _ = reply.send(Ok(()));
+                }
+            }
+        }
+    }
+
+    fn activation_report(&self, epoch: Epoch) -> Option<ActivationReport> {
+        let activation = self.activation.as_ref()?;
+        debug_assert_eq!(activation.epoch, epoch);
+        let until = |at: Option<Instant>| {
+            let at = at.unwrap_or_else(Instant::now);
+            u64::try_from(at.duration_since(activation.began).as_millis()).unwrap_or(u64::MAX)
+        };
+        Some(ActivationReport {
+            epoch,
+            authority: activation.authority,
+            built_ms: until(activation.built),
+            claimed_ms: until(activation.claimed),
+            running_ms: until(None),
+        })
+    }
+
+    fn update(&mut self) {
+        let (backlog_epochs, backlog_bytes) = self.machine.backlog();
+        let machine = &self.machine;
+        self.status.send_if_modified(|status| {
+            let before = (status.state, status.acked, status.whole, status.backlog_epochs, status.backlog_bytes);
+            let now = (machine.state(), machine.acked(), machine.whole(), backlog_epochs, backlog_bytes);
+            (status.state, status.acked, status.whole, status.backlog_epochs, status.backlog_bytes) = now;
+            before != now
+        });
+    }
+}
+
+async fn receive(session: &mut Option<mpsc::Receiver<SessionEvent>>) -> Option<SessionEvent> {
+    match session {
+        Some(events) => events.recv().await,
+        None => None,
+    }
+}
+
+async fn room(feed: Option<&Feed>, limit: usize) {
+    if let Some(feed) = feed {
+        feed.room(limit).await;
+    }
+}

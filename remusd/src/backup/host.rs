@@ -1,0 +1,104 @@
+//! What the backup asks of this host, small enough to be faked.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::process::Command;
+
+use super::error::BackupError;
+use crate::ids::{DomId, ProtectionId};
+use crate::xen::{Hypervisor, XenStore};
+
+/// A domain of this host, as far as the backup cares.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IncomingDomain {
+    /// Its id.
+    pub domid: DomId,
+    /// Its UUID.
+    pub uuid: ProtectionId,
+    /// Its name; absent while it is being built or torn down.
+    pub name: Option<String>,
+    /// Stopped by the toolstack: it has not been started, or `xl pause`.
+    pub paused: bool,
+    /// Being torn down; it holds no name and runs no more.
+    pub dying: bool,
+}
+
+/// What the backup asks of this host.
+#[async_trait]
+pub trait BackupHost: Send + Sync {
+    /// All domains but dom0.
+    async fn domains(&self) -> Result<Vec<IncomingDomain>, BackupError>;
+
+    /// Whether this very domain exists and is not being torn down. Asked once per epoch.
+    async fn exists(&self, domid: DomId, uuid: ProtectionId) -> Result<bool, BackupError>;
+
+    /// Memory in KiB that a new domain could have now.
+    async fn free_memory_kib(&self) -> Result<u64, BackupError>;
+
+    /// Destroys a domain with its devices. Takes seconds for a large one.
+    async fn destroy(&self, domid: DomId) -> Result<(), BackupError>;
+}
+
+/// The real host.
+pub struct XenHost {
+    /// To list and, if xl cannot, destroy.
+    pub hypervisor: Arc<dyn Hypervisor>,
+    /// For names.
+    pub store: Arc<dyn XenStore>,
+    /// To destroy: only the toolstack knows the devices and the xenstore entries.
+    pub xl: PathBuf,
+}
+
+impl std::fmt::Debug for XenHost {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("XenHost").field("xl", &self.xl).finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl BackupHost for XenHost {
+    async fn domains(&self) -> Result<Vec<IncomingDomain>, BackupError> {
+        let host = |error: &dyn std::fmt::Display| BackupError::Host(error.to_string());
+        let mut found = Vec::new();
+        for domain in self.hypervisor.domains().await.map_err(|e| host(&e))? {
+            if domain.domid == DomId(0) {
+                continue;
+            }
+            let path = format!("/local/domain/{}/name", domain.domid);
+            found.push(IncomingDomain {
+                domid: domain.domid,
+                uuid: domain.uuid,
+                name: self.store.read(&path).await.map_err(|e| host(&e))?,
+                paused: domain.state.paused,
+                dying: domain.state.dying,
+            });
+        }
+        Ok(found)
+    }
+
+    async fn exists(&self, domid: DomId, uuid: ProtectionId) -> Result<bool, BackupError> {
+        let domain = self.hypervisor.domain(domid).await.map_err(|error| BackupError::Host(error.to_string()))?;
+        Ok(domain.is_some_and(|domain| domain.uuid == uuid && !domain.state.dying))
+    }
+
+    async fn free_memory_kib(&self) -> Result<u64, BackupError> {
+        let host = self.hypervisor.host().await.map_err(|error| BackupError::Host(error.to_string()))?;
+        Ok(host.free_memory / 1024)
+    }
+
+    async fn destroy(&self, domid: DomId) -> Result<(), BackupError> {
+        let xl = Command::new(&self.xl).arg("destroy").arg(domid.to_string()).kill_on_drop(true).output();
+        let said = match tokio::time::timeout(Duration::from_secs(60), xl).await {
+            Ok(Ok(output)) if output.status.success() => return Ok(()),
+            Ok(Ok(output)) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "no end within a minute".to_owned(),
+        };
+        tracing::warn!(%domid, said, "xl destroy failed; destroying the domain without the toolstack");
+        let bare = self.hypervisor.destroy(domid).await;
+        bare.map_err(|error| BackupError::Host(format!("cannot destroy domain {domid}: {said}; then: {error}")))
+    }
+}

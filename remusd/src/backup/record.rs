@@ -1,0 +1,85 @@
+//! What a restarted daemon must know of the backup side (hazard F25b, DESIGN R4, R9).
+
+use serde::{Deserialize, Serialize};
+
+use super::error::BackupError;
+use crate::ids::{Epoch, Generation, Nonce, ProtectionId, SessionKey};
+use crate::state::{STATE_VERSION, StateDir};
+
+/// How far a protection came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// A receiver may be running and an incoming domain may exist; after a crash both are to be cleared away.
+    Receiving,
+    /// GO may have been sent: after a crash the domain itself tells whether it was.
+    Starting,
+    /// The copy was activated.
+    Active,
+    /// Nothing is left. Kept for its generation.
+    Discarded,
+}
+
+/// One protection of which this host is, or was, the backup. Saved before the fact: a record may say more than happened, never less.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IncomingRecord {
+    /// [`STATE_VERSION`].
+    pub version: u32,
+    /// The protection.
+    pub uuid: ProtectionId,
+    /// The domain's name, without `--incoming`.
+    pub name: String,
+    /// The newest session that was accepted; older generations are refused for ever.
+    pub generation: Generation,
+    /// The session's nonce.
+    pub nonce: Nonce,
+    /// How far it came.
+    pub phase: Phase,
+    /// The activated epoch, once active.
+    pub activated: Option<Epoch>,
+}
+
+impl IncomingRecord {
+    /// The record of a session that is about to receive.
+    #[must_use]
+    pub fn receiving(uuid: ProtectionId, name: &str, key: SessionKey) -> Self {
+        Self {
+            version: STATE_VERSION,
+            uuid,
+            name: name.to_owned(),
+            generation: key.generation,
+            nonce: key.nonce,
+            phase: Phase::Receiving,
+            activated: None,
+        }
+    }
+}
+
+/// Where records live. Saving blocks until the record is durable (milliseconds).
+pub trait RecordStore: Send + Sync {
+    /// All records.
+    ///
+    /// # Errors
+    /// [`BackupError::Record`] if any cannot be read: an unknown record must not be taken for none.
+    fn load(&self) -> Result<Vec<IncomingRecord>, BackupError>;
+
+    /// Replaces the protection's record durably.
+    ///
+    /// # Errors
+    /// [`BackupError::Record`].
+    fn save(&self, record: &IncomingRecord) -> Result<(), BackupError>;
+}
+
+impl RecordStore for StateDir {
+    fn load(&self) -> Result<Vec<IncomingRecord>, BackupError> {
+        let (records, errors) = self.backups::<IncomingRecord>();
+        match errors.into_iter().next() {
+            Some(error) => Err(BackupError::Record(error.to_string())),
+            None => Ok(records),
+        }
+    }
+
+    fn save(&self, record: &IncomingRecord) -> Result<(), BackupError> {
+        self.put_backup(record.uuid, record).map_err(|error| BackupError::Record(error.to_string()))
+    }
+}

@@ -1,0 +1,442 @@
+//! All incoming protections of this host: accepts links, answers queries, clears away what a crash left.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::copy::{Whose, destroy_domain};
+use super::error::BackupError;
+use super::host::{BackupHost, IncomingDomain};
+use super::incoming::{self, IncomingHandle, IncomingStatus, Start, detection, domain_ref, incoming_name};
+use super::machine::State;
+use super::receiver::{ReceiverSource, await_banner};
+use super::record::{IncomingRecord, Phase, RecordStore};
+use crate::ids::ProtectionId;
+use crate::link::handshake::Incoming;
+use crate::link::transport::Connection;
+use crate::link::{LinkError, LinkOptions, ProtectOffer, Purpose, QueryEntry, RefuseCode, Role};
+use crate::ops::{EventKind, EventLog};
+
+/// Settings of the backup side.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackupSettings {
+    /// Most bytes of one staged epoch (R8).
+    pub staging_limit: usize,
+    /// Most bytes that wait for the receiver before the first copy's sender is held back.
+    pub feed_limit: usize,
+    /// Most whole epochs before the newest that the receiver may not have taken in yet when it is acknowledged (hazard F11).
+    pub backlog_epochs: usize,
+    /// Most bytes of those epochs.
+    pub backlog_bytes: u64,
+    /// Most time for a peer to say `HELLO`.
+    pub hello_patience: Duration,
+    /// Most time for the receiver to announce itself.
+    pub banner_patience: Duration,
+    /// How long the receiver may take to end by itself before it is killed.
+    pub stop_patience: Duration,
+}
+
+impl Default for BackupSettings {
+    fn default() -> Self {
+        Self {
+            staging_limit: 1 << 30,
+            feed_limit: 32 << 20,
+            backlog_epochs: 1,
+            backlog_bytes: 256 << 20,
+            hello_patience: Duration::from_secs(10),
+            banner_patience: Duration::from_secs(15),
+            stop_patience: Duration::from_secs(20),
+        }
+    }
+}
+
+/// One protection's place. Its lock is held while a session is being accepted, so that two cannot be at once.
+type Slot = Arc<tokio::sync::Mutex<()>>;
+
+#[derive(Default)]
+struct Known {
+    handles: HashMap<ProtectionId, IncomingHandle>,
+    records: HashMap<ProtectionId, IncomingRecord>,
+    slots: HashMap<ProtectionId, Slot>,
+}
+
+/// All incoming protections of this host.
+pub struct Registry {
+    host: Arc<dyn BackupHost>,
+    receivers: Arc<dyn ReceiverSource>,
+    records: Arc<dyn RecordStore>,
+    events: Arc<EventLog>,
+    settings: Arc<BackupSettings>,
+    known: Mutex<Known>,
+    closing: AtomicBool,
+}
+
+impl std::fmt::Debug for Registry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Registry").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+/// Why an offer is not accepted.
+enum Decline {
+    Refuse(RefuseCode, String),
+    Superseded(String),
+}
+
+impl From<BackupError> for Decline {
+    fn from(error: BackupError) -> Self {
+        let code = match error {
+            BackupError::Spawn { .. } | BackupError::Receiver { .. } => RefuseCode::Receiver,
+            BackupError::Host(_) | BackupError::Record(_) => RefuseCode::Host,
+        };
+        Self::Refuse(code, error.to_string())
+    }
+}
+
+impl Registry {
+    /// A registry that knows the given host's records. Call [`Self::recover`] before the first [`Self::serve`].
+    ///
+    /// # Errors
+    /// [`BackupError::Record`] if the records cannot be read: without them an old generation could come back (R4).
+    pub fn new(
+        host: Arc<dyn BackupHost>,
+        receivers: Arc<dyn ReceiverSource>,
+        records: Arc<dyn RecordStore>,
+        events: Arc<EventLog>,
+        settings: BackupSettings,
+    ) -> Result<Arc<Self>, BackupError> {
+        let known = Known {
+            records: records.load()?.into_iter().map(|record| (record.uuid, record)).collect(),
+            ..Known::default()
+        };
+        Ok(Arc::new(Self {
+            host,
+            receivers,
+            records,
+            events,
+            settings: Arc::new(settings),
+            known: Mutex::new(known),
+            closing: AtomicBool::new(false),
+        }))
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Clears away what an earlier run of the daemon left: its receivers have ended with its pipes, and what they left is destroyed
+    /// here. A copy that had been told to go is looked at: if it runs it is kept. Waits for slow destroys.
+    ///
+    /// # Errors
+    /// [`BackupError`] if the host cannot be asked or a record not be saved.
+    pub async fn recover(&self) -> Result<(), BackupError> {
+        let records: Vec<_> = self.known().records.values().cloned().collect();
+        for mut record in records {
+            if matches!(record.phase, Phase::Active | Phase::Discarded) {
+                continue;
+            }
+            let whose = Whose { uuid: record.uuid, name: record.name.clone() };
+            let domains = self.host.domains().await?;
+            let activated = domains.iter().find(|domain| whose.is_activated(domain));
+            let (kind, detail) = if let Some(domain) = activated {
+                record.phase = Phase::Active;
+                (EventKind::Recovered, format!("the copy had been activated and runs as domain {}", domain.domid))
+            } else {
+                destroy_domain(self.host.as_ref(), &whose).await;
+                record.phase = Phase::Discarded;
+                let detail = "remusd had ended while it received this copy; what was left of it is destroyed";
+                (EventKind::Recovered, detail.to_owned())
+            };
+            self.records.save(&record)?;
+            self.events.publish(domain_ref(record.uuid, &record.name, None), kind, detail);
+            self.known().records.insert(record.uuid, record);
+        }
+        Ok(())
+    }
+
+    /// All protections that live in this run of the daemon.
+    #[must_use]
+    pub fn list(&self) -> Vec<IncomingStatus> {
+        self.known().handles.values().map(IncomingHandle::status).collect()
+    }
+
+    /// The protection of this UUID.
+    #[must_use]
+    pub fn get(&self, uuid: ProtectionId) -> Option<IncomingHandle> {
+        self.known().handles.get(&uuid).cloned()
+    }
+
+    /// The protection of the domain of this name or UUID.
+    #[must_use]
+    pub fn find(&self, name_or_uuid: &str) -> Option<IncomingHandle> {
+        let known = self.known();
+        let mut handles = known.handles.values();
+        handles
+            .find(|handle| {
+                let status = handle.status();
+                status.offer.domain == name_or_uuid || name_or_uuid.parse() == Ok(status.offer.protection)
+            })
+            .cloned()
+    }
+
+    /// What this host is to a protection, or to all it knows.
+    #[must_use]
+    pub fn query(&self, protection: Option<ProtectionId>) -> Vec<QueryEntry> {
+        let known = self.known();
+        let entry = |uuid: &ProtectionId| {
+            if let Some(status) = known.handles.get(uuid).map(IncomingHandle::status) {
+                return QueryEntry {
+                    protection: *uuid,
+                    role: status.role(),
+                    generation: status.key.generation,
+                    acked: status.acked,
+                    domid: status.domid,
+                };
+            }
+            let record = known.records.get(uuid);
+            QueryEntry {
+                protection: *uuid,
+                role: match record.map(|record| record.phase) {
+                    None => Role::None,
+                    Some(Phase::Receiving | Phase::Discarded) => Role::Discarded,
+                    Some(Phase::Starting) => Role::Activating,
+                    Some(Phase::Active) => Role::Active,
+                },
+                generation: record.map(|record| record.generation).unwrap_or_default(),
+                acked: record.and_then(|record| record.activated),
+                domid: None,
+            }
+        };
+        match protection {
+            Some(uuid) => vec![entry(&uuid)],
+            None => {
+                let mut uuids: Vec<_> = known.records.keys().chain(known.handles.keys()).collect();
+                uuids.sort();
+                uuids.dedup();
+                uuids.into_iter().map(entry).collect()
+            }
+        }
+    }
+
+    /// Ends all protections because the daemon ends: activated copies run on, all others are destroyed, the primaries are told.
+    pub async fn shutdown(&self) {
+        self.closing.store(true, Ordering::SeqCst);
+        let handles: Vec<_> = self.known().handles.values().cloned().collect();
+        futures::future::join_all(handles.iter().map(IncomingHandle::shutdown)).await;
+    }
+
+    /// Serves one link connection: answers a query, or accepts or refuses a protection. Returns once that is done; an accepted
+    /// protection lives on by itself.
+    ///
+    /// # Errors
+    /// [`LinkError`] if the peer does not get as far as an answer.
+    pub async fn serve(&self, connection: Connection) -> Result<(), LinkError> {
+        let peer = Incoming::accept(connection, self.settings.hello_patience).await?;
+        match peer.hello.purpose.clone() {
+            Purpose::Query { protection } => {
+                let entries = self.query(protection);
+                peer.answer(entries).await
+            }
+            Purpose::Protect(offer) => self.protect(peer, offer).await,
+        }
+    }
+
+    async fn protect(&self, peer: Incoming, offer: ProtectOffer) -> Result<(), LinkError> {
+        let slot = Arc::clone(self.known().slots.entry(offer.protection).or_default());
+        let _accepting = slot.lock().await;
+        let mut record = IncomingRecord::receiving(offer.protection, &offer.domain, peer.key);
+        let prepared = match self.prepare(&peer, &offer, &record).await {
+            Ok(receiver) => receiver,
+            Err(Decline::Refuse(code, text)) => {
+                tracing::warn!(domain = offer.domain, from = peer.hello.host, "refused a protection: {text}");
+                return peer.refuse(code, text).await;
+            }
+            Err(Decline::Superseded(text)) => return peer.supersede(text).await,
+        };
+        let host_name = peer.hello.host.clone();
+        let key = peer.key;
+        let options = LinkOptions::for_detection(detection(&offer));
+        let session = match peer.welcome(&options).await {
+            Ok(session) => session,
+            Err(error) => {
+                // Dropping the receiver closes its input and kills it; it had not been given anything.
+                drop(prepared);
+                record.phase = Phase::Discarded;
+                self.remember(&record);
+                return Err(error);
+            }
+        };
+        let uuid = offer.protection;
+        let handle = incoming::start(Start {
+            session,
+            offer,
+            peer: host_name,
+            key,
+            receiver: prepared,
+            record,
+            host: Arc::clone(&self.host),
+            records: Arc::clone(&self.records),
+            events: Arc::clone(&self.events),
+            settings: Arc::clone(&self.settings),
+        });
+        self.known().handles.insert(uuid, handle);
+        Ok(())
+    }
+
+    fn remember(&self, record: &IncomingRecord) {
+        if let Err(error) = self.records.save(record) {
+            tracing::error!(domain = record.name, %error, "cannot record the protection's state");
+        }
+        self.known().records.insert(record.uuid, record.clone());
+    }
+
+    /// Everything that can fail, before the offer is accepted.
+    async fn prepare(
+        &self,
+        peer: &Incoming,
+        offer: &ProtectOffer,
+        record: &IncomingRecord,
+    ) -> Result<super::receiver::Receiver, Decline> {
+        check_offer(offer)?;
+        if self.closing.load(Ordering::SeqCst) {
+            let text = "remusd on the backup is shutting down; try again when it runs";
+            return Err(Decline::Refuse(RefuseCode::ShuttingDown, text.into()));
+        }
+        let domains = self.host.domains().await?;
+        self.check_generation(peer, offer, &domains)?;
+        self.replace_old(offer).await?;
+        let whose = Whose { uuid: offer.protection, name: offer.domain.clone() };
+        // An orphan of ours that nobody feeds any more would block the name for ever (hazard F25b).
+        let ours = self.known().records.contains_key(&offer.protection);
+        if ours && domains.iter().any(|domain| whose.is_copy(domain)) {
+            destroy_domain(self.host.as_ref(), &whose).await;
+        }
+        check_names(offer, &self.host.domains().await?)?;
+        check_memory(offer, self.host.free_memory_kib().await?)?;
+        self.records.save(record)?;
+        self.known().records.insert(record.uuid, record.clone());
+        let started = async {
+            let mut receiver = self.receivers.start().await?;
+            await_banner(&mut receiver, self.settings.banner_patience).await?;
+            Ok::<_, BackupError>(receiver)
+        };
+        match started.await {
+            Ok(receiver) => Ok(receiver),
+            Err(error) => {
+                let mut record = record.clone();
+                record.phase = Phase::Discarded;
+                self.remember(&record);
+                Err(error.into())
+            }
+        }
+    }
+
+    fn check_generation(
+        &self,
+        peer: &Incoming,
+        offer: &ProtectOffer,
+        domains: &[IncomingDomain],
+    ) -> Result<(), Decline> {
+        let known = self.known();
+        let Some(seen) = known.records.get(&offer.protection) else { return Ok(()) };
+        let handle = known.handles.get(&offer.protection).map(IncomingHandle::status);
+        let active = seen.phase == Phase::Active || handle.as_ref().is_some_and(|status| status.state == State::Active);
+        if active && domains.iter().any(|domain| domain.uuid == offer.protection && !domain.dying) {
+            return Err(Decline::Superseded(format!(
+                "the copy of {} was activated here and runs; the copy on {} must stay stopped",
+                offer.domain, peer.hello.host
+            )));
+        }
+        if peer.key.generation <= seen.generation {
+            return Err(Decline::Refuse(
+                RefuseCode::Generation,
+                format!(
+                    "this host has seen generation {} of this protection and {} is not newer; protect the domain again with a newer one",
+                    seen.generation, peer.key.generation
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Ends an older session of the same protection: its primary is evidently alive, owns the guest and has given that session up.
+    async fn replace_old(&self, offer: &ProtectOffer) -> Result<(), Decline> {
+        let Some(old) = self.get(offer.protection) else { return Ok(()) };
+        match old.status().state {
+            State::Activating | State::Claiming | State::Starting => Err(Decline::Refuse(
+                RefuseCode::InUse,
+                format!("the copy of {} is being activated on this host", offer.domain),
+            )),
+            State::Syncing | State::Armed | State::Waiting | State::Discarding => {
+                old.replace().await;
+                match old.status().state {
+                    State::Discarded => Ok(()),
+                    // An operator was faster.
+                    _ => Err(Decline::Superseded(format!("the copy of {} was activated on this host", offer.domain))),
+                }
+            }
+            State::Active | State::Discarded => Ok(()),
+        }
+    }
+}
+
+fn check_offer(offer: &ProtectOffer) -> Result<(), Decline> {
+    let refuse = |text: String| Err(Decline::Refuse(RefuseCode::Offer, text));
+    let name = &offer.domain;
+    if name.is_empty() || name.len() > 200 || name.contains(['/', '\0', '\n']) {
+        return refuse(format!("{name:?} cannot be a domain's name"));
+    }
+    if name.ends_with(crate::stream::handshake::INCOMING_SUFFIX) {
+        return refuse(format!("{name:?} is itself a copy that is being received"));
+    }
+    if offer.detection_ms < 100 {
+        return refuse(format!("a detection time of {} ms is too short; 100 ms is the least", offer.detection_ms));
+    }
+    Ok(())
+}
+
+fn check_names(offer: &ProtectOffer, domains: &[IncomingDomain]) -> Result<(), Decline> {
+    let incoming = incoming_name(&offer.domain);
+    let clash = domains.iter().find(|domain| {
+        let name = domain.name.as_ref();
+        domain.uuid == offer.protection || name == Some(&offer.domain) || name == Some(&incoming)
+    });
+    let Some(domain) = clash else { return Ok(()) };
+    let id = domain.domid;
+    let text = if domain.dying {
+        format!(
+            "domain {id} of this host is still being torn down and holds the name or UUID of {}; try again shortly",
+            offer.domain
+        )
+    } else {
+        format!(
+            "this host has a domain {} (id {id}) with the name or UUID of {}; if it is left over, `xl destroy {id}` here, then protect again",
+            domain.name.as_deref().unwrap_or("without a name"),
+            offer.domain
+        )
+    };
+    Err(Decline::Refuse(RefuseCode::InUse, text))
+}
+
+fn check_memory(offer: &ProtectOffer, free_kib: u64) -> Result<(), Decline> {
+    // The domain's memory; libxl's estimate for its page tables (libxl_get_required_shadow_memory of Xen 4.17: a page per MiB and 256
+    // pages per vCPU, each counted twice for HAP); and 2 MiB for what Xen itself keeps of a domain.
+    let tables = 4 * (256 * u64::from(offer.vcpus) + 2 * (offer.max_memory_kib / 1024));
+    let needed = offer.max_memory_kib.saturating_add(tables).saturating_add(2048);
+    if needed <= free_kib {
+        return Ok(());
+    }
+    Err(Decline::Refuse(
+        RefuseCode::Memory,
+        format!(
+            "{} needs {} MiB on this host, which has {} MiB free: destroy a domain here, or give Xen memory back with `xl mem-set 0 SIZE`",
+            offer.domain,
+            needed.div_ceil(1024),
+            free_kib / 1024
+        ),
+    ))
+}
+
+#[cfg(test)]
+mod tests;
