@@ -79,7 +79,7 @@ impl GuestSpec {
     pub fn create_command(&self) -> String {
         let (file, console) = match self.kind {
             Kind::Pvh => ("pvh.cfg", "hvc0"),
-            Kind::Hvm => ("hvm.cfg", "ttyS0"),
+            Kind::Hvm => ("hvm.cfg", "ttyS0 console=hvc0"),
         };
         let mac: Vec<String> = self.mac.iter().map(|b| format!("{b:02x}")).collect();
         let mut extra = format!("console={console} quiet panic=-1 xen_legacy_crash guest.ip={}/24", self.ip);

@@ -211,8 +211,15 @@ impl Control {
         stream.set_read_timeout(Some(self.timeout))?;
         stream.write_all(format!("{command}\n").as_bytes())?;
         let mut line = String::new();
-        if BufReader::new(stream).read_line(&mut line)? == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+        match BufReader::new(stream).read_line(&mut line) {
+            Ok(0) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the guest closed the connection")),
+            // How a read timeout shows; its own words would puzzle anybody.
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                let text = format!("connected, but no answer within {:?}", self.timeout);
+                return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+            }
+            Err(e) => return Err(e),
+            Ok(_) => {}
         }
         Ok(serde_json::from_str(&line)?)
     }

@@ -271,6 +271,9 @@ pub struct Stall {
     pub t_ns: u64,
     /// How long it was by the TSC.
     pub ms: f64,
+    /// The part of it that `CLOCK_MONOTONIC` did not see: the guest stood
+    /// suspended.
+    pub suspended_ms: f64,
 }
 
 /// What the stall meter saw since it was started or last reset.
@@ -290,6 +293,8 @@ pub struct StallReport {
     pub backwards: u64,
     /// All gaps together.
     pub total_ms: f64,
+    /// The part of them for which the guest stood suspended.
+    pub suspended_ms: f64,
     /// Median of the gaps, 0 without any.
     pub p50_ms: f64,
     /// 99th percentile of the gaps.
