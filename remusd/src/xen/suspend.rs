@@ -74,8 +74,8 @@ pub enum SuspendError {
 pub struct Suspended {
     /// When the guest was asked.
     pub asked: Instant,
-    /// When it was seen to have taken the request; `None` when it was not asked (no PV drivers).
-    pub acknowledged: Option<Instant>,
+    /// Whether it was asked, and not stopped from outside (no PV drivers).
+    pub cooperated: bool,
     /// When it was seen to be suspended.
     pub suspended: Instant,
 }
@@ -93,14 +93,16 @@ pub enum Settled {
     Ended,
 }
 
-/// Suspends and resumes one domain. Its watches are registered once, for its whole life: each costs xenstored a scan.
+/// Suspends and resumes one domain. Watches `@releaseDomain` for its whole life: registering costs xenstored a scan. Does not watch
+/// for the guest to take the request, which would cost two more events per epoch: a transaction tells at the deadline.
 pub struct Suspender {
     domid: DomId,
     hypervisor: Arc<dyn Hypervisor>,
     store: Arc<dyn XenStore>,
     path: String,
-    request_watch: Watch,
-    release_watch: Watch,
+    releases: Watch,
+    /// A request may be pending or taken; at first because an earlier run may have left one.
+    outstanding: bool,
 }
 
 enum Seen {
@@ -110,7 +112,7 @@ enum Seen {
 }
 
 impl Suspender {
-    /// Registers the watches.
+    /// Registers the watch.
     ///
     /// # Errors
     /// [`SuspendError::DomainGone`] if there is no such domain, [`SuspendError::Store`] if xenstored refuses a watch.
@@ -120,12 +122,11 @@ impl Suspender {
         store: Arc<dyn XenStore>,
     ) -> Result<Self, SuspendError> {
         let path = shutdown_path(domid);
-        let request_watch = store.watch(&path).await?;
-        let release_watch = store.watch("@releaseDomain").await?;
+        let releases = store.watch("@releaseDomain").await?;
         if hypervisor.domain(domid).await?.is_none() {
             return Err(SuspendError::DomainGone { domid });
         }
-        Ok(Self { domid, hypervisor, store, path, request_watch, release_watch })
+        Ok(Self { domid, hypervisor, store, path, releases, outstanding: true })
     }
 
     /// The domain.
@@ -147,26 +148,21 @@ impl Suspender {
             Seen::Suspended => return Err(SuspendError::AlreadySuspended { domid: self.domid }),
         }
         let asked = Instant::now();
-        let mut acknowledged = None;
-        let must_acknowledge = self.cooperates().await?;
-        if must_acknowledge {
+        let cooperated = self.cooperates().await?;
+        self.outstanding = true;
+        if cooperated {
             self.store.write(&self.path, "suspend").await?;
         } else {
             self.hypervisor.shutdown(self.domid, ShutdownReason::Suspend).await?;
         }
         loop {
-            if must_acknowledge
-                && acknowledged.is_none()
-                && self.store.read(&self.path).await?.as_deref() != Some("suspend")
-            {
-                acknowledged = Some(Instant::now());
-            }
-            if matches!(self.look().await?, Seen::Suspended) {
-                return Ok(Suspended { asked, acknowledged, suspended: Instant::now() });
-            }
             match timeout_at(deadline.into(), self.event()).await {
                 Ok(event) => event?,
-                Err(_) => return self.give_up(asked, must_acknowledge).await,
+                Err(_) => return self.give_up(asked, cooperated).await,
+            }
+            if matches!(self.look().await?, Seen::Suspended) {
+                self.outstanding = false;
+                return Ok(Suspended { asked, cooperated, suspended: Instant::now() });
             }
         }
     }
@@ -183,20 +179,27 @@ impl Suspender {
     }
 
     /// Brings the guest back to running after a failed or abandoned suspend: withdraws a pending request; if the guest has taken it,
-    /// waits up to `patience` for the late suspend and resumes it.
+    /// waits up to `patience` for the late suspend and resumes it. What an earlier run has asked is not known: then a guest that has
+    /// taken its request cannot be told from one that was resumed long ago, and both are `Undecided`, after `patience`.
     ///
     /// # Errors
     /// [`SuspendError::Xen`] or [`SuspendError::Store`] when the state cannot be told; call again.
     pub async fn settle(&mut self, patience: Duration) -> Result<Settled, SuspendError> {
         let deadline = Instant::now() + patience;
-        let withdrawn = self.store.withdraw_suspend(self.domid).await? == Compared::Written;
+        // A node that is not there was never written: no request, taken or not.
+        let withdrawn = !self.outstanding
+            || matches!(self.store.withdraw_suspend(self.domid).await?, Compared::Written | Compared::Differs(None));
         loop {
             match self.look().await {
                 Ok(Seen::Suspended) => {
                     self.resume().await?;
+                    self.outstanding = false;
                     return Ok(Settled::Resumed);
                 }
-                Ok(_) if withdrawn => return Ok(Settled::Running),
+                Ok(_) if withdrawn => {
+                    self.outstanding = false;
+                    return Ok(Settled::Running);
+                }
                 Ok(_) => {}
                 Err(SuspendError::DomainGone { .. } | SuspendError::WrongReason { .. }) => {
                     return Ok(Settled::Ended);
@@ -210,17 +213,13 @@ impl Suspender {
         }
     }
 
-    /// Waits for the next change of any domain's life or of this domain's request. Also serves as the domain's monitor between
-    /// suspends: check the domain's state after each return. Cancel-safe.
+    /// Waits for the next change of any domain's life. Also serves as the domain's monitor between suspends: check the domain's
+    /// state after each return. Cancel-safe.
     ///
     /// # Errors
     /// [`SuspendError::Store`] when xenstored is gone.
     pub async fn event(&mut self) -> Result<(), SuspendError> {
-        tokio::select! {
-            changed = self.release_watch.changed() => changed?,
-            changed = self.request_watch.changed() => changed?,
-        }
-        Ok(())
+        Ok(self.releases.changed().await?)
     }
 
     async fn look(&self) -> Result<Seen, SuspendError> {
@@ -254,10 +253,11 @@ impl Suspender {
         Ok(callback != 0 && sleep == 0)
     }
 
-    async fn give_up(&self, asked: Instant, must_acknowledge: bool) -> Result<Suspended, SuspendError> {
+    async fn give_up(&mut self, asked: Instant, cooperated: bool) -> Result<Suspended, SuspendError> {
         let domid = self.domid;
         // The transaction decides: the guest may take the request at this very moment.
-        if must_acknowledge && self.store.withdraw_suspend(domid).await? == Compared::Written {
+        if cooperated && self.store.withdraw_suspend(domid).await? == Compared::Written {
+            self.outstanding = false;
             return Err(SuspendError::NotAcknowledged { domid, waited: asked.elapsed() });
         }
         Err(SuspendError::Timeout { domid, waited: asked.elapsed() })

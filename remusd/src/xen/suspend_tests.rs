@@ -125,7 +125,7 @@ async fn an_hvm_guest_without_drivers_is_stopped_from_outside() {
     let mut scene = scene(GuestType::Hvm, Manners::Ignores).await;
     scene.hypervisor.set_param(DOM, HvmParam::CallbackIrq, 0);
     let suspended = scene.suspender.suspend(Instant::now() + LONG).await.unwrap();
-    assert_eq!(suspended.acknowledged, None);
+    assert!(!suspended.cooperated);
     assert_eq!(scene.hypervisor.calls(), ["shutdown 3"]);
     assert_eq!(scene.store.read(&shutdown_path(DOM)).await.unwrap(), None);
 }
