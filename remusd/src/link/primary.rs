@@ -259,21 +259,36 @@ impl LinkEvents {
     }
 }
 
-/// Cuts a batch to frames of at most [`CHUNK`] bytes and [`MAX_PAGES_PER_FRAME`] pages.
+/// Cuts a batch to frames of at most [`CHUNK`] bytes and [`MAX_PAGES_PER_FRAME`] pages. Entries without contents are cheap: a first
+/// copy has a million of them for the holes in an HVM guest's memory map.
 fn split_pages(batch: PageBatch) -> Result<Vec<PageBatch>, super::FrameError> {
-    /// Header, epoch and count leave this much of a chunk; each page takes its contents, its entry and its encoding.
-    const PAGES: usize = (CHUNK - 256) / (PAGE_SIZE + 9);
+    /// What the header, epoch and count may take of a chunk.
+    const FIELDS: usize = 256;
+    /// What an entry and its encoding take.
+    const ENTRY: usize = 9;
     if batch.data.len() != batch.data_pages() * PAGE_SIZE {
         return Err(super::FrameError::Malformed {
             kind: super::frame::FrameType::Pages.name(),
             what: "contents and entries do not agree",
         });
     }
-    let mut parts = Vec::with_capacity(batch.entries.len() / PAGES + 1);
+    let mut parts = Vec::new();
     let mut data = batch.data;
-    for entries in batch.entries.chunks(PAGES.min(MAX_PAGES_PER_FRAME)) {
-        let contents = entries.iter().filter(|e| PageBatch::has_data(**e)).count();
-        parts.push(PageBatch { entries: entries.to_vec(), data: data.split_to(contents * PAGE_SIZE) });
+    let mut rest = batch.entries.as_slice();
+    while !rest.is_empty() {
+        let (mut taken, mut contents, mut size) = (0, 0, FIELDS);
+        for entry in rest.iter().take(MAX_PAGES_PER_FRAME) {
+            let page = if PageBatch::has_data(*entry) { PAGE_SIZE } else { 0 };
+            if size + ENTRY + page > CHUNK {
+                break;
+            }
+            size += ENTRY + page;
+            contents += page;
+            taken += 1;
+        }
+        let (now, later) = rest.split_at(taken);
+        parts.push(PageBatch { entries: now.to_vec(), data: data.split_to(contents) });
+        rest = later;
     }
     Ok(parts)
 }

@@ -101,10 +101,21 @@ impl Pump {
         let mut digester = Digester::new();
         let (mut records, mut bytes) = (0, 0);
         let lost = |PeerLost(text)| PumpEvent::PeerLost(text);
+        if epoch == Epoch(0) {
+            // The static part comes before the first epoch.
+            match self.items.recv().await {
+                Ok(Some(CaptureItem::Preamble(bytes))) => self.outlet.preamble(bytes).await.map_err(lost)?,
+                Ok(Some(_)) => return Err(PumpEvent::CaptureFailed("the capture did not begin with its preamble".into())),
+                Ok(None) => return Ok(None),
+                Err(error) => return Err(PumpEvent::CaptureFailed(error.to_string())),
+            }
+        }
         self.outlet.begin(epoch, armed).await.map_err(lost)?;
         loop {
             match self.items.recv().await {
-                Ok(Some(CaptureItem::Preamble(bytes))) => self.outlet.preamble(bytes).await.map_err(lost)?,
+                Ok(Some(CaptureItem::Preamble(_))) => {
+                    return Err(PumpEvent::CaptureFailed("the capture has a second preamble".into()));
+                }
                 Ok(Some(CaptureItem::Pages(batch))) => {
                     let start = Instant::now();
                     digester.pages(&batch);

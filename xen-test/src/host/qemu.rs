@@ -138,7 +138,7 @@ impl Machine {
             .args(["-machine", "q35", "-accel", "tcg,thread=multi", "-no-reboot", "-nodefaults"])
             // TCG gets supervisor-mode access prevention and rdtscp wrong under nested SVM, and AVX
             // with more than one CPU.
-            .args(["-cpu", &format!("max,-smap,-rdtscp{tsc}")])
+            .args(["-cpu", &format!("{}{tsc}", std::env::var("XEN_TEST_CPU").unwrap_or_else(|_| "max,-smap,-rdtscp".into()))])
             .args(["-smp", &options.cpus.to_string(), "-m", &options.memory.to_string()])
             .args(["-display", "none", "-vga", "none", "-rtc", "base=utc,clock=host"]);
         command.arg("-chardev").arg(format!("file,id=console,path={},append=on", escape(&self.console())?));
