@@ -96,3 +96,6 @@ pub enum CaptureError {
         limit: usize,
     },
 }
+
+#[cfg(test)]
+mod tests;

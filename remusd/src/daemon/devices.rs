@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
 use devices::netbuffer::{NetBuffer, NetBufferConfig, NetEvent};
 use devices::{Allow, Device, DeviceSet, Kind, NoOp, Node, Policy, Subkind, classify};
-use async_trait::async_trait;
 use tokio::sync::mpsc;
 
 use crate::api::{ApiError, ErrorCode};
-use crate::ids::DomId;
 use crate::hvm;
+use crate::ids::DomId;
 use crate::protect::model::{DeviceModel, ModelError};
 use crate::protect::options::ProtectOptions;
 use crate::stream::Record;
@@ -26,7 +26,10 @@ pub async fn of(store: &dyn XenStore, domid: DomId, guest: GuestType) -> Result<
     let found = classify(domid.0, guest == GuestType::Hvm, &nodes);
     if !found.refused.is_empty() {
         let list: Vec<String> = found.refused.iter().map(ToString::to_string).collect();
-        return Err(ApiError::new(ErrorCode::Unsupported, format!("Domain {domid} cannot be protected: {}", list.join("; "))));
+        return Err(ApiError::new(
+            ErrorCode::Unsupported,
+            format!("Domain {domid} cannot be protected: {}", list.join("; ")),
+        ));
     }
     for uncovered in found.uncovered {
         tracing::info!(domid = domid.0, device = uncovered.name, "{}", uncovered.note);
@@ -36,7 +39,9 @@ pub async fn of(store: &dyn XenStore, domid: DomId, guest: GuestType) -> Result<
 
 async fn nodes(store: &dyn XenStore, domid: DomId) -> Result<Vec<Node>, StoreError> {
     let mut nodes = Vec::new();
-    for (root, from_libxl) in [(format!("/libxl/{domid}/device"), true), (format!("/local/domain/{domid}/device"), false)] {
+    for (root, from_libxl) in
+        [(format!("/libxl/{domid}/device"), true), (format!("/local/domain/{domid}/device"), false)]
+    {
         for kind in store.directory(&root).await? {
             let mut devids = store.directory(&format!("{root}/{kind}")).await?;
             // `suspend` has a key in place of devices.
@@ -87,7 +92,11 @@ pub fn set(options: &ProtectOptions, events: mpsc::Sender<NetEvent>) -> DeviceSe
 /// The interfaces that a restarted daemon has to seal.
 #[must_use]
 pub fn vifs(set: &DeviceSet) -> Vec<String> {
-    set.records().into_iter().filter(|r| r.device.kind == Kind::Nic && r.subkind != "none").flat_map(|r| r.device.names).collect()
+    set.records()
+        .into_iter()
+        .filter(|r| r.device.kind == Kind::Nic && r.subkind != "none")
+        .flat_map(|r| r.device.names)
+        .collect()
 }
 
 /// How long the device model may take for anything else than saving its state.
@@ -126,8 +135,7 @@ impl DeviceModel for Qemu {
     async fn stop_and_save(&mut self) -> Result<Vec<Record>, ModelError> {
         let deadline = Instant::now() + self.pause_deadline;
         self.model.stop(deadline).await.map_err(model_error)?;
-        let keys =
-            hvm::DeviceModel::xenstore_record(&*self.store, self.domid, DomId(0)).await.map_err(model_error)?;
+        let keys = hvm::DeviceModel::xenstore_record(&*self.store, self.domid, DomId(0)).await.map_err(model_error)?;
         let context = self.model.save(deadline).await.map_err(model_error)?;
         Ok(keys.into_iter().chain([context]).collect())
     }

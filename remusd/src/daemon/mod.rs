@@ -118,9 +118,10 @@ impl Daemon {
         let monitors = *handle.suspended_once.borrow();
         match (outcome, reborn) {
             (_, Some(domid)) => self.monitor(monitor::MonitorRecord { domid, ..record }).await,
-            (Outcome::Alone(_) | Outcome::Stopped | Outcome::NotStarted(_), None) if monitors => self.monitor(record).await,
+            (Outcome::Alone(_) | Outcome::Stopped | Outcome::NotStarted(_), None) if monitors => {
+                self.monitor(record).await
+            }
             _ => {}
         }
     }
 }
-

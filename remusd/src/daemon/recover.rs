@@ -70,7 +70,9 @@ impl Daemon {
                     Ok(()) => {}
                     // Nothing can leave through an interface that is not there.
                     Err(NetError::NoLink(_)) => {}
-                    Err(error) => return Err(failed(format!("{vif} cannot be sealed, so nothing was touched: {error}"))),
+                    Err(error) => {
+                        return Err(failed(format!("{vif} cannot be sealed, so nothing was touched: {error}")));
+                    }
                 }
             }
         }
@@ -78,7 +80,10 @@ impl Daemon {
             && start_time(pid) == Some(started)
         {
             // Its parent is gone; it can only unwind or hang.
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.cast_signed()), nix::sys::signal::Signal::SIGKILL);
+            let _ = nix::sys::signal::kill(
+                nix::unistd::Pid::from_raw(pid.cast_signed()),
+                nix::sys::signal::Signal::SIGKILL,
+            );
         }
         let info = self
             .host
@@ -110,7 +115,11 @@ impl Daemon {
                 };
                 self.log.publish(domain.clone(), EventKind::Recovered, text.clone());
                 if info.is_some() {
-                    self.log.publish(domain, EventKind::Unprotected, "the daemon was restarted under it; protect it again");
+                    self.log.publish(
+                        domain,
+                        EventKind::Unprotected,
+                        "the daemon was restarted under it; protect it again",
+                    );
                 }
                 text
             }
@@ -199,7 +208,9 @@ impl Daemon {
         };
         match record.options.on_primary_loss {
             // The token is the primary's: the peer activates only if an operator has asserted that this host is off (hazard F19).
-            OnPrimaryLoss::Wait => Owner::We(format!("{peer} does not answer ({silence}), and activates nothing by itself")),
+            OnPrimaryLoss::Wait => {
+                Owner::We(format!("{peer} does not answer ({silence}), and activates nothing by itself"))
+            }
             OnPrimaryLoss::Activate => {
                 Owner::Unknown(format!("{peer} does not answer ({silence}) and may have activated its copy"))
             }

@@ -41,7 +41,10 @@ pub async fn domain(
         let name = name_of(&**store, info.domid).await.unwrap_or_default();
         if typed.parse() == Ok(info.domid.0) || means(typed, &name, info.uuid) {
             if info.domid.0 == 0 {
-                return Err(ApiError::new(ErrorCode::Unsupported, "Domain-0 cannot be protected: it runs the checkpoints"));
+                return Err(ApiError::new(
+                    ErrorCode::Unsupported,
+                    "Domain-0 cannot be protected: it runs the checkpoints",
+                ));
             }
             let domain = DomainRef { domid: Some(info.domid), name, uuid: info.uuid };
             return Ok(Resolved { domain, info });

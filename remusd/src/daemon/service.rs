@@ -55,7 +55,8 @@ impl Service for Daemon {
                     ));
                 }
                 let handle = self.incoming(&domain)?;
-                let report = handle.failover(true).await.map_err(|e| ApiError::new(ErrorCode::Conflict, e.to_string()))?;
+                let report =
+                    handle.failover(true).await.map_err(|e| ApiError::new(ErrorCode::Conflict, e.to_string()))?;
                 let mut value = serde_json::to_value(&report).unwrap_or_default();
                 if let Some(object) = value.as_object_mut() {
                     let text = format!(
@@ -80,16 +81,18 @@ impl Service for Daemon {
 
 impl Daemon {
     async fn pages_of(&self, typed: &str) -> u64 {
-        resolve::domain(&self.host.hypervisor, &self.host.store, typed).await.map_or(0, |found| found.info.memory / 4096)
+        resolve::domain(&self.host.hypervisor, &self.host.store, typed)
+            .await
+            .map_or(0, |found| found.info.memory / 4096)
     }
 
     fn incoming(&self, typed: &str) -> Result<crate::backup::IncomingHandle, ApiError> {
         self.backups.find(typed).ok_or_else(|| {
-                ApiError::new(
-                    ErrorCode::NotFound,
-                    format!("This host holds no copy of {typed}; `remus status` shows what it holds"),
-                )
-            })
+            ApiError::new(
+                ErrorCode::NotFound,
+                format!("This host holds no copy of {typed}; `remus status` shows what it holds"),
+            )
+        })
     }
 
     async fn primary_of(&self, typed: &str) -> Option<(ProtectionId, Arc<Handle>)> {
@@ -119,7 +122,9 @@ impl Daemon {
             Outcome::NotStarted(text) => Ok(message(format!("The protection of {typed} was given up: {text}"))),
             Outcome::Alone(text) => Ok(message(format!("{typed} runs on unprotected: {text}"))),
             Outcome::GuestEnded(end) => Ok(message(format!("{typed} has ended meanwhile ({end})"))),
-            Outcome::Superseded(text) => Err(ApiError::new(ErrorCode::Conflict, format!("{typed} runs elsewhere: {text}"))),
+            Outcome::Superseded(text) => {
+                Err(ApiError::new(ErrorCode::Conflict, format!("{typed} runs elsewhere: {text}")))
+            }
         }
     }
 
@@ -130,13 +135,10 @@ impl Daemon {
         }
         let mut done = Vec::new();
         for record in records {
-            let running = self
-                .primaries
-                .lock()
-                .await
-                .get(&record.uuid)
-                .is_some_and(|p| p.handle.outcome.borrow().is_none());
-            let meant = typed.is_none_or(|t| resolve::means(t, &record.name, record.uuid) || t.parse() == Ok(record.domid.0));
+            let running =
+                self.primaries.lock().await.get(&record.uuid).is_some_and(|p| p.handle.outcome.borrow().is_none());
+            let meant =
+                typed.is_none_or(|t| resolve::means(t, &record.name, record.uuid) || t.parse() == Ok(record.domid.0));
             if running || !meant {
                 continue;
             }
@@ -171,7 +173,9 @@ fn primary_row(primary: &super::Primary) -> StatusRow {
         (None, State::FirstCopy) => ("first-copy", "not protected yet".into()),
         (None, State::Stopping(_)) => ("stopping", String::new()),
         (None, State::Arbitrating(_)) => ("arbitrating", String::new()),
-        (None, State::Holding(_)) => ("holding", "UNPROTECTED and output is held; `remus unprotect` lets it flow".into()),
+        (None, State::Holding(_)) => {
+            ("holding", "UNPROTECTED and output is held; `remus unprotect` lets it flow".into())
+        }
         (None, State::Retrying(_)) => ("guest-stuck", "the guest does not suspend; its output waits".into()),
         (None, State::CleaningUp(_) | State::Ended(_)) => ("ending", String::new()),
         (None, _) if snapshot.protected => ("protected", String::new()),
@@ -284,21 +288,15 @@ fn ended_as(outcome: Option<Outcome>) -> Answered {
     match outcome {
         Some(Outcome::Stopped) => Ok(message("protection has ended; no copy is left")),
         Some(Outcome::GuestEnded(end)) => Ok(message(format!("the guest has ended: {end}"))),
-        Some(Outcome::NotStarted(text) | Outcome::Alone(text)) => Err(ApiError::new(
-            ErrorCode::Failed,
-            format!("The guest runs on, UNPROTECTED: {text}"),
-        )),
+        Some(Outcome::NotStarted(text) | Outcome::Alone(text)) => {
+            Err(ApiError::new(ErrorCode::Failed, format!("The guest runs on, UNPROTECTED: {text}")))
+        }
         Some(Outcome::Superseded(text)) => Err(ApiError::new(ErrorCode::Conflict, text)),
         None => Err(ApiError::new(ErrorCode::Failed, "the protection's task has ended; see the log")),
     }
 }
 
-async fn events(
-    past: Vec<Event>,
-    mut live: tokio::sync::broadcast::Receiver<Event>,
-    answer: &Answer,
-    follow: bool,
-) {
+async fn events(past: Vec<Event>, mut live: tokio::sync::broadcast::Receiver<Event>, answer: &Answer, follow: bool) {
     use tokio::sync::broadcast::error::RecvError;
     for event in past {
         answer.send(Reply::Event(event)).await;

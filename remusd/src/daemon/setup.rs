@@ -69,11 +69,12 @@ impl Daemon {
             ));
         }
         if domain.name.ends_with(crate::stream::handshake::INCOMING_SUFFIX) {
-            return Err(ApiError::new(ErrorCode::Conflict, format!("{} is a copy under restoration, not a guest", domain.name)));
+            return Err(ApiError::new(
+                ErrorCode::Conflict,
+                format!("{} is a copy under restoration, not a guest", domain.name),
+            ));
         }
-        if let LogDirty::Unsupported(text) =
-            self.host.hypervisor.log_dirty(domid).await.map_err(|e| failed(&e))?
-        {
+        if let LogDirty::Unsupported(text) = self.host.hypervisor.log_dirty(domid).await.map_err(|e| failed(&e))? {
             return Err(ApiError::new(ErrorCode::Unsupported, text));
         }
         let config = DomainConfig::of(domid).await.map_err(|e| failed(&e))?;
@@ -81,7 +82,11 @@ impl Daemon {
         if !unsupported.is_empty() {
             return Err(ApiError::new(
                 ErrorCode::Unsupported,
-                format!("{} has {}, whose state cannot be checkpointed; take it away first", domain.name, unsupported.join(", ")),
+                format!(
+                    "{} has {}, whose state cannot be checkpointed; take it away first",
+                    domain.name,
+                    unsupported.join(", ")
+                ),
             ));
         }
         let devices = super::devices::of(&*self.host.store, domid, found.info.guest_type).await?;
@@ -93,8 +98,7 @@ impl Daemon {
             .await
             .map_err(|e| failed(&e))?;
         let guard = (self.host.guard)(domid).map_err(|e| failed(&e))?;
-        let generation =
-            self.state.next_generation(domain.uuid, Generation(0)).map_err(|e| failed(&e))?;
+        let generation = self.state.next_generation(domain.uuid, Generation(0)).map_err(|e| failed(&e))?;
         let key = SessionKey { generation, nonce: Nonce::random() };
 
         let offer = ProtectOffer {
@@ -144,12 +148,8 @@ impl Daemon {
             return Err(failed(&error));
         }
         self.end_monitor(domain.uuid).await;
-        let monitor_record = monitor::MonitorRecord {
-            uuid: domain.uuid,
-            domid,
-            name: domain.name.clone(),
-            config: config.json.clone(),
-        };
+        let monitor_record =
+            monitor::MonitorRecord { uuid: domain.uuid, domid, name: domain.name.clone(), config: config.json.clone() };
         let parts = Parts {
             domain: domain.clone(),
             domid,
@@ -175,10 +175,7 @@ impl Daemon {
         };
         let unsafe_target = parts.self_acknowledging;
         let handle = Arc::new(driver::start(parts, suspender));
-        primaries.insert(
-            domain.uuid,
-            Primary { domain, target, generation, unsafe_target, handle: handle.clone() },
-        );
+        primaries.insert(domain.uuid, Primary { domain, target, generation, unsafe_target, handle: handle.clone() });
         drop(primaries);
         let (daemon, watched) = (self.clone(), handle.clone());
         tokio::spawn(async move {
