@@ -207,14 +207,14 @@ fn rules_hold_in_every_state_for_every_event() {
                     continue;
                 }
                 for (event_name, event) in events() {
-                    check_pair(state, event_name, event, policy(witness, loss));
+                    check_pair(state, event_name, &event, &policy(witness, loss));
                 }
             }
         }
     }
 }
 
-fn check_pair(state: State, event_name: &str, event: Event, policy: Policy) {
+fn check_pair(state: State, event_name: &str, event: &Event, policy: &Policy) {
     let pair = format!("{state:?} on {event_name} with {policy:?}");
     // Under a policy that activates by itself some states are passed on the way; they are reached without it here.
     let mut machine = machine_in(state, Policy { on_primary_loss: OnPrimaryLoss::Wait, ..policy.clone() });
@@ -226,15 +226,15 @@ fn check_pair(state: State, event_name: &str, event: Event, policy: Policy) {
     let finishes = actions.iter().any(|a| matches!(a, Action::FinishCopy { .. }));
     if finishes {
         assert!(matches!(state, State::Armed | State::Waiting), "R4: {pair}");
-        let operator = event == Event::OperatorFailover { primary_is_off: true };
+        let operator = *event == Event::OperatorFailover { primary_is_off: true };
         let asked = matches!(event, Event::OperatorFailover { .. }) && policy.witness;
         let by_itself =
-            event == Event::PrimarySuspect && (policy.witness || policy.on_primary_loss == OnPrimaryLoss::Activate);
+            *event == Event::PrimarySuspect && (policy.witness || policy.on_primary_loss == OnPrimaryLoss::Activate);
         assert!(operator || asked || by_itself, "R9: {pair}");
     }
     if actions.contains(&Action::Go) {
-        let won = state == State::Claiming && event == Event::ClaimWon;
-        let without = state == State::Activating && event == Event::CopyReady;
+        let won = state == State::Claiming && *event == Event::ClaimWon;
+        let without = state == State::Activating && *event == Event::CopyReady;
         assert!(won || without, "R3: {pair}");
     }
     if matches!(state, State::Active | State::Starting) && actions.contains(&Action::DestroyCopy) {
