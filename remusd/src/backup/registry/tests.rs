@@ -59,7 +59,7 @@ impl Backup {
     /// Waits until the protection is in this state.
     async fn reaches(&self, state: State) -> IncomingStatus {
         let mut status = self.handle().watch();
-        let reached = tokio::time::timeout(Duration::from_secs(5), status.wait_for(|s| s.state == state)).await;
+        let reached = tokio::time::timeout(Duration::from_secs(10), status.wait_for(|s| s.state == state)).await;
         match reached {
             Ok(Ok(status)) => status.clone(),
             _ => panic!("not {state:?} but {:?}", self.handle().status()),
@@ -191,17 +191,17 @@ impl Primary {
         Ok(end)
     }
 
-    /// The next event that is not a heartbeat, within two seconds.
+    /// The next event that is neither a heartbeat nor about silence (a busy machine may raise that), within ten seconds.
     async fn event(&mut self) -> LinkEvent {
         let next = async {
             loop {
                 match self.events.next().await.expect("an event after the last one") {
-                    LinkEvent::Heartbeat(_) => {}
+                    LinkEvent::Heartbeat(_) | LinkEvent::Suspect { .. } | LinkEvent::Alive => {}
                     event => return event,
                 }
             }
         };
-        tokio::time::timeout(Duration::from_secs(2), next).await.expect("no event")
+        tokio::time::timeout(Duration::from_secs(10), next).await.expect("no event")
     }
 
     async fn acked(&mut self, epoch: u64) {

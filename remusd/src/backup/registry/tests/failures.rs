@@ -126,6 +126,9 @@ async fn a_copy_that_somebody_destroys_is_noticed_before_the_next_acknowledgemen
     // The receiver takes in epochs 0 and 1 (4 and 2 frames) and then looks at nothing any more, so only we can notice.
     backup.receivers.behave(Behaviour { hang_after: Some(6), ..Behaviour::default() });
     let mut primary = Primary::armed(&backup).await;
+    backup.handle().watch().wait_for(|status| status.backlog_epochs == 0).await.unwrap();
+    // What is drained may not be applied yet.
+    tokio::time::timeout(Duration::from_secs(10), backup.host.applied(DomId(1), 100, 2)).await.unwrap();
     backup.host.remove(DomId(1));
     primary.epoch(true).await.unwrap();
     match primary.event().await {

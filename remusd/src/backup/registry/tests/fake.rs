@@ -49,6 +49,16 @@ impl FakeHost {
         self.guests.lock().unwrap().retain(|guest| guest.domain.domid != domid);
     }
 
+    /// Waits until this many of the domain's pages have this fill.
+    pub async fn applied(&self, domid: DomId, count: usize, fill: u8) {
+        let mut backoff =
+            crate::ops::Backoff::new(Duration::from_millis(1), Duration::from_millis(10), Duration::from_secs(10))
+                .unwrap();
+        while self.with(domid, |guest| guest.memory.values().filter(|f| **f == fill).count()).unwrap() < count {
+            backoff.wait().await.unwrap();
+        }
+    }
+
     /// Memory and state of the domain of this name, if it runs.
     pub fn running(&self, name: &str) -> Option<(BTreeMap<u64, u8>, Option<Bytes>)> {
         let guests = self.guests.lock().unwrap();
