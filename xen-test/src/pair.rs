@@ -148,11 +148,7 @@ impl Pair {
     /// thawed, memory and disks as in the snapshot, clocks right. What was pushed since is gone.
     pub fn reset(&self) -> Result<()> {
         self.links.join_all()?;
-        self.each(|host| {
-            host.machine().load()?;
-            host.wait_ready()?;
-            host.set_clock()
-        })
+        self.each(Host::reset)
     }
 
     /// Does something with all hosts at once; waits for all; the first error is the result.

@@ -466,11 +466,13 @@ pub enum GuestState {
     Shutdown = 4,
     /// Crashed.
     Crashed = 5,
+    /// Running, but it does not react to suspend requests.
+    Stuck = 6,
 }
 
 impl GuestState {
-    pub(super) const ALL: [Self; 6] =
-        [Self::Unknown, Self::Running, Self::Suspended, Self::Paused, Self::Shutdown, Self::Crashed];
+    pub(super) const ALL: [Self; 7] =
+        [Self::Unknown, Self::Running, Self::Suspended, Self::Paused, Self::Shutdown, Self::Crashed, Self::Stuck];
 }
 
 /// Why a protection is ended on purpose.

@@ -78,6 +78,9 @@ enum Command {
         /// Names, or how names start
         #[arg(required = true)]
         scenarios: Vec<String>,
+        /// Do not build and install remusd: for scenarios of the harness and the guest alone
+        #[arg(long)]
+        without_project: bool,
     },
     /// Boot hosts and give a prompt in them
     Shell(up::UpArgs),
@@ -100,7 +103,7 @@ pub fn main() -> ExitCode {
             }
             Ok(ExitCode::SUCCESS)
         }
-        Command::Run { scenarios } => run::run(&scenarios),
+        Command::Run { scenarios, without_project } => run::run(&scenarios, !without_project),
         Command::Shell(args) => shell::shell(&args).map(|()| ExitCode::SUCCESS),
         Command::Images => images().map(|()| ExitCode::SUCCESS),
     };

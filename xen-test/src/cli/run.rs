@@ -10,14 +10,14 @@ use crate::pair::BootOptions;
 use crate::scenario;
 
 /// Runs the scenarios that match; the last line of standard output is the tally.
-pub fn run(patterns: &[String]) -> Result<ExitCode> {
+pub fn run(patterns: &[String], with_project: bool) -> Result<ExitCode> {
     let scenarios = scenario::select(patterns)?;
     let options = BootOptions {
         name: format!("run-{}", std::process::id()),
         hosts: scenarios.iter().map(|scenario| scenario.hosts).max().unwrap_or(1),
         machine: MachineOptions::default(),
     };
-    let tally = interruptible(move || scenario::run(&scenarios, &options))?;
+    let tally = interruptible(move || scenario::run(&scenarios, &options, with_project))?;
     println!("{tally}");
     Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

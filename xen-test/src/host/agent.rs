@@ -1,11 +1,12 @@
 //! Commands in a dom0, through the agent in the image (`overlay/agent.py` gives the wire format).
 
+use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::json;
@@ -13,6 +14,8 @@ use serde_json::json;
 use crate::net::NetNs;
 
 const PORT: u16 = 7700;
+/// Longest time for a command that is simply waited for.
+const COMMAND_LIMIT: Duration = Duration::from_secs(600);
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 
 /// How a command ended and what it said.
@@ -50,6 +53,14 @@ pub struct Agent {
     address: SocketAddr,
     /// Where to open sockets; without it in the calling thread's own namespace.
     netns: Option<Arc<NetNs>>,
+    connections: Arc<Mutex<Connections>>,
+}
+
+/// The sockets of the commands that run.
+#[derive(Debug, Default)]
+struct Connections {
+    next: u64,
+    open: BTreeMap<u64, TcpStream>,
 }
 
 impl Agent {
@@ -60,7 +71,8 @@ impl Agent {
             "b" => 2,
             _ => bail!("'{host}' is no host: use a or b"),
         };
-        Ok(Self { address: SocketAddr::from(([10, 78, 0, number], PORT)), netns })
+        let address = SocketAddr::from(([10, 78, 0, number], PORT));
+        Ok(Self { address, netns, connections: Arc::default() })
     }
 
     fn connect(&self) -> Result<TcpStream> {
@@ -73,6 +85,19 @@ impl Agent {
         let stream = stream.with_context(|| format!("no agent at {address}: is the host up?"))?;
         stream.set_nodelay(true)?;
         Ok(stream)
+    }
+
+    fn connections(&self) -> MutexGuard<'_, Connections> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the connection of every running command: the host has lost power and nobody else would
+    /// tell their waiters.
+    pub fn sever(&self) {
+        for (_, stream) in std::mem::take(&mut self.connections().open) {
+            // An error means that it was closed already.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
     }
 
     /// Whether the agent answers (one short try).
@@ -102,7 +127,13 @@ impl Agent {
             // A closed channel or connection is seen by the receiver as the end without status.
             let _ = read_frames(&mut reader, &sender);
         })?;
-        Ok(Running { command: command.to_owned(), stream, said, reader: Some(thread) })
+        let mut connections = self.connections();
+        let id = connections.next;
+        connections.next += 1;
+        connections.open.insert(id, stream.try_clone()?);
+        let agent = self.clone();
+        drop(connections);
+        Ok(Running { command: command.to_owned(), stream, said, reader: Some(thread), agent, id })
     }
 }
 
@@ -134,6 +165,8 @@ pub struct Running {
     stream: TcpStream,
     said: Receiver<Said>,
     reader: Option<JoinHandle<()>>,
+    agent: Agent,
+    id: u64,
 }
 
 impl Running {
@@ -166,11 +199,20 @@ impl Running {
     }
 
     /// Waits for the end and returns all that was not yet read.
-    pub fn wait_output(mut self) -> Result<Output> {
+    ///
+    /// # Errors
+    /// The host was lost, or the command did not end within 10 minutes.
+    pub fn wait_output(self) -> Result<Output> {
+        self.wait_output_within(COMMAND_LIMIT)
+    }
+
+    /// Like [`Running::wait_output`], with a limit of one's own.
+    pub fn wait_output_within(mut self, limit: Duration) -> Result<Output> {
+        let start = Instant::now();
         self.close_input()?;
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         loop {
-            match self.next(Duration::from_secs(3600))? {
+            match self.next(limit.saturating_sub(start.elapsed()))? {
                 Some(Said::Stdout(data)) => stdout.extend(data),
                 Some(Said::Stderr(data)) => stderr.extend(data),
                 Some(Said::End(status)) => {
@@ -180,7 +222,7 @@ impl Running {
                         stderr: String::from_utf8_lossy(&stderr).into_owned(),
                     });
                 }
-                None => bail!("ran for an hour: {}", self.command),
+                None => bail!("still runs after {} s: {}", limit.as_secs(), self.command),
             }
         }
     }
@@ -221,6 +263,7 @@ impl Input {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        self.agent.connections().open.remove(&self.id);
         let _ = self.stream.shutdown(Shutdown::Both);
         if let Some(reader) = self.reader.take() {
             let _ = reader.join();

@@ -74,8 +74,18 @@ impl Host {
     }
 
     /// Power loss. See [`Machine::power_off`].
+    /// Commands that ran on it end with an error.
     pub fn power_off(&self) {
         self.machine().power_off();
+        self.agent.sever();
+    }
+
+    /// Puts the host back to its snapshot, whatever state it is in, with the right time.
+    pub fn reset(&self) -> Result<()> {
+        self.power_off();
+        self.machine().power_on(true)?;
+        self.wait_ready()?;
+        self.set_clock()
     }
 
     /// Powers the host on again, from its disk as it was left (what was pushed is still there

@@ -102,6 +102,10 @@ impl Machine {
 
     /// Powers the machine on: from its snapshot if `from_snapshot`, else a boot from its disk as it
     /// was left. Returns as soon as QEMU runs.
+    ///
+    /// A snapshot is only ever loaded into a new process: `loadvm` in a living one cannot turn the
+    /// time stamp counter back (QEMU keeps it from decreasing), Xen then finds it far ahead of its
+    /// platform timer, and the dom0 stands still for as long as the two differ.
     pub fn power_on(&mut self, from_snapshot: bool) -> Result<()> {
         if self.is_on()? {
             bail!("host {} is powered on already", self.name);
@@ -220,15 +224,6 @@ impl Machine {
         Qmp::connect(&self.monitor(), QMP_LIMIT)?.human(&format!("savevm {SNAPSHOT}"))?;
         self.has_snapshot = true;
         Ok(())
-    }
-
-    /// Puts memory, devices and disk back to the snapshot, whatever state the host is in.
-    pub fn load(&mut self) -> Result<()> {
-        // Always in a new process: `loadvm` in a living one cannot turn the time stamp counter back
-        // (QEMU keeps it from ever decreasing), Xen then finds it far ahead of its platform timer
-        // and the dom0 stands still for as long as the two differ.
-        self.power_off();
-        self.power_on(true)
     }
 }
 

@@ -106,7 +106,9 @@ fn freeze(ctx: &Ctx<'_>) -> Result<()> {
 fn power(ctx: &Ctx<'_>) -> Result<()> {
     let pair = ctx.pair();
     pair.b().sh("echo kept >/root/kept && sync")?;
+    let lost = pair.b().spawn("sleep 1000")?;
     pair.b().power_off();
+    ensure!(lost.wait_output().is_err(), "a command outlived the power of its host");
     ensure!(!ping(pair, Party::A, Party::B, false)?, "a host without power answered");
     let start = Instant::now();
     pair.b().boot()?;

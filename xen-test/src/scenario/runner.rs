@@ -40,18 +40,19 @@ enum Outcome {
     Hung,
 }
 
-/// Runs the scenarios one after the other; a failed one does not stop the rest.
+/// Runs the scenarios one after the other; a failed one does not stop the rest. The hosts have the
+/// test guest, and the project's programs if `with_project`.
 ///
 /// # Errors
 /// The hosts could not be booted at all.
-pub fn run(scenarios: &[Scenario], options: &BootOptions) -> Result<Tally> {
+pub fn run(scenarios: &[Scenario], options: &BootOptions, with_project: bool) -> Result<Tally> {
     let mut tally = Tally::default();
     let mut pair: Option<Arc<Pair>> = None;
     for (index, scenario) in scenarios.iter().enumerate() {
         progress!("[{}/{}] {}: {}", index + 1, scenarios.len(), scenario.name, scenario.about);
         let ready = match pair.take() {
-            Some(booted) => reset_or_boot(booted, options)?,
-            None => boot(options)?,
+            Some(booted) => reset_or_boot(booted, options, with_project)?,
+            None => boot(options, with_project)?,
         };
         let start = Instant::now();
         let logs = ready.logs().join(scenario.name);
@@ -85,14 +86,17 @@ pub fn run(scenarios: &[Scenario], options: &BootOptions) -> Result<Tally> {
     Ok(tally)
 }
 
-fn boot(options: &BootOptions) -> Result<Arc<Pair>> {
+fn boot(options: &BootOptions, with_project: bool) -> Result<Arc<Pair>> {
     let pair = Pair::boot(options)?;
-    prepare::hosts(&pair)?;
+    prepare::guests(&pair)?;
+    if with_project {
+        prepare::project(&pair)?;
+    }
     pair.snapshot()?;
     Ok(Arc::new(pair))
 }
 
-fn reset_or_boot(pair: Arc<Pair>, options: &BootOptions) -> Result<Arc<Pair>> {
+fn reset_or_boot(pair: Arc<Pair>, options: &BootOptions, with_project: bool) -> Result<Arc<Pair>> {
     let start = Instant::now();
     match pair.reset() {
         Ok(()) => {
@@ -102,7 +106,7 @@ fn reset_or_boot(pair: Arc<Pair>, options: &BootOptions) -> Result<Arc<Pair>> {
         Err(error) => {
             progress!("reset failed, booting anew: {error:#}");
             drop(pair);
-            boot(options).context("after a failed reset")
+            boot(options, with_project).context("after a failed reset")
         }
     }
 }

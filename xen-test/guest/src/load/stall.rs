@@ -143,29 +143,48 @@ fn watch(run: &Run) {
         ((log.threshold_ms * log.khz as f64) as u64, log.khz)
     };
     let mut last = rdtsc();
-    // The same moment by both clocks, renewed every millisecond.
-    let mut both = (last, monotonic_ns());
+    // Renewed every millisecond.
+    let mut both = both_clocks(khz);
     while !run.stop.load(Ordering::Relaxed) {
         let now = rdtsc();
         if let Some(gap) = now.checked_sub(last) {
             run.watched.fetch_add(gap, Ordering::Relaxed);
             if gap >= threshold {
-                let t_ns = monotonic_ns();
-                let by_tsc = now.saturating_sub(both.0) as f64 / khz as f64;
-                let by_clock = t_ns.saturating_sub(both.1) as f64 / 1e6;
+                let after = both_clocks(khz);
+                let by_tsc = after.0.saturating_sub(both.0) as f64 / khz as f64;
+                let by_clock = after.1.saturating_sub(both.1) as f64 / 1e6;
                 let ms = gap as f64 / khz as f64;
                 let suspended_ms = (by_tsc - by_clock).clamp(0.0, ms);
-                note(run, Some(Stall { t_ns, ms, suspended_ms }));
-            }
-            if now.saturating_sub(both.0) > khz {
-                both = (now, monotonic_ns());
+                note(run, Some(Stall { t_ns: after.1, ms, suspended_ms }));
+                both = after;
+            } else if now.saturating_sub(both.0) > khz {
+                both = both_clocks(khz);
             }
         } else {
             note(run, None);
-            both = (now, monotonic_ns());
+            both = both_clocks(khz);
         }
         last = now;
     }
+}
+
+/// One moment by TSC and `CLOCK_MONOTONIC`. Reading the clock takes long enough
+/// to be interrupted in the middle: such a pair is thrown away.
+fn both_clocks(khz: u64) -> (u64, u64) {
+    let mut best = (u64::MAX, (0, 0));
+    for _ in 0..5 {
+        let before = rdtsc();
+        let t_ns = monotonic_ns();
+        let after = rdtsc();
+        let took = after.saturating_sub(before);
+        if took < best.0 {
+            best = (took, (before + took / 2, t_ns));
+        }
+        if took < khz / 5 {
+            break;
+        }
+    }
+    best.1
 }
 
 /// Notes one gap, or (`None`) one step backwards.
