@@ -11,6 +11,7 @@ pub mod image;
 pub mod net;
 pub mod pair;
 pub mod prepare;
+pub mod protection;
 pub mod run;
 pub mod scenario;
 pub mod wait;

@@ -105,7 +105,9 @@ impl Pump {
             // The static part comes before the first epoch.
             match self.items.recv().await {
                 Ok(Some(CaptureItem::Preamble(bytes))) => self.outlet.preamble(bytes).await.map_err(lost)?,
-                Ok(Some(_)) => return Err(PumpEvent::CaptureFailed("the capture did not begin with its preamble".into())),
+                Ok(Some(_)) => {
+                    return Err(PumpEvent::CaptureFailed("the capture did not begin with its preamble".into()));
+                }
                 Ok(None) => return Ok(None),
                 Err(error) => return Err(PumpEvent::CaptureFailed(error.to_string())),
             }

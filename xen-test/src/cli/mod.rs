@@ -1,5 +1,6 @@
 //! The command line of `xen-test`.
 
+mod demo;
 mod interrupt;
 mod remote;
 mod run;
@@ -82,6 +83,8 @@ enum Command {
         #[arg(long)]
         without_project: bool,
     },
+    /// Show the main job: protect a guest, power its host off, watch it go on
+    Demo(demo::DemoArgs),
     /// Boot hosts and give a prompt in them
     Shell(up::UpArgs),
     /// Build the dom0 image if the cache lacks it
@@ -104,6 +107,7 @@ pub fn main() -> ExitCode {
             Ok(ExitCode::SUCCESS)
         }
         Command::Run { scenarios, without_project } => run::run(&scenarios, !without_project),
+        Command::Demo(args) => demo::demo(&args).map(|()| ExitCode::SUCCESS),
         Command::Shell(args) => shell::shell(&args).map(|()| ExitCode::SUCCESS),
         Command::Images => images().map(|()| ExitCode::SUCCESS),
     };

@@ -2,6 +2,7 @@
 
 mod harness_end;
 mod harness_self;
+mod main_power_loss;
 mod report;
 mod runner;
 
@@ -27,7 +28,7 @@ pub struct Scenario {
 }
 
 /// All scenarios, in the order in which they run.
-pub const SCENARIOS: &[Scenario] = &[harness_self::SELF, harness_end::END];
+pub const SCENARIOS: &[Scenario] = &[harness_self::SELF, harness_end::END, main_power_loss::PVH, main_power_loss::HVM];
 
 /// What a scenario works with.
 #[derive(Debug)]

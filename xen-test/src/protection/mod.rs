@@ -1,0 +1,138 @@
+//! What scenarios, the demo and the benchmark do with remusd on a booted pair: start the daemons, make guests, protect them, ask how
+//! they stand. Everything goes through the programs that an administrator uses.
+
+mod guest;
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use remusd::api::{Role, StatusRow};
+use remusd::ops::{Event, EventKind};
+
+pub use guest::Guest;
+
+use crate::host::Host;
+use crate::pair::Pair;
+use crate::wait::wait_until;
+
+/// Emulated hosts are slow and share two cores with everything else: what takes milliseconds on hardware takes seconds here. The
+/// detection time is what the figures of a run have to be read against.
+pub const DETECTION: Duration = Duration::from_secs(4);
+
+/// Longest wait for anything that does come.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Options of `remus protect` that suit emulated hosts.
+#[must_use]
+pub fn slow_host_options() -> String {
+    format!(
+        "--detection-ms {} --ack-deadline-ms 30000 --suspend-deadline-ms 20000 --pause-deadline-ms 30000",
+        DETECTION.as_millis()
+    )
+}
+
+/// Starts the daemon of a host and waits until it answers.
+pub fn start_daemon(host: &Host) -> Result<()> {
+    host.sh("mkdir -p /var/log/remus; REMUSD_LOG=debug,xenctrl=warn,xenstore_rs=warn setsid remusd \
+             >>/var/log/remus/remusd.log 2>&1 </dev/null &")?;
+    wait_until(PATIENCE, &format!("remusd answers on host {}", host.name()), || {
+        Ok(host.run("remus status")?.ok().then_some(()))
+    })
+}
+
+/// Starts the daemons of all hosts.
+pub fn start_daemons(pair: &Pair) -> Result<()> {
+    pair.each(start_daemon)
+}
+
+/// Protects a guest of this host towards the other one; returns once it is protected.
+pub fn protect(host: &Host, guest: &str, more: &str) -> Result<()> {
+    let peer = if host.name() == "a" { "hostb" } else { "hosta" };
+    let output = host.run(&format!("remus protect {guest} {peer} {} {more}", slow_host_options()))?;
+    ensure!(output.ok(), "remus protect on host {}: {}{}", host.name(), output.stdout, output.stderr);
+    Ok(())
+}
+
+/// `remus status` of a host.
+pub fn status(host: &Host) -> Result<Vec<StatusRow>> {
+    let text = host.sh("remus status --json")?;
+    serde_json::from_str(&text).with_context(|| format!("remus status --json of host {}: {text}", host.name()))
+}
+
+/// One guest's row, if the host has one in this role.
+pub fn row(host: &Host, guest: &str, role: Role) -> Result<Option<StatusRow>> {
+    Ok(status(host)?.into_iter().find(|row| row.domain == guest && row.role == role))
+}
+
+/// What happened on a host, oldest first.
+pub fn events(host: &Host) -> Result<Vec<Event>> {
+    let text = host.sh("remus events --json")?;
+    let mut events = Vec::new();
+    for line in text.lines() {
+        let value: serde_json::Value = serde_json::from_str(line).with_context(|| format!("an event: {line}"))?;
+        if let Some(event) = value.get("event") {
+            events.push(serde_json::from_value(event.clone())?);
+        }
+    }
+    Ok(events)
+}
+
+/// Waits for an event of a kind, also one that is past.
+pub fn wait_event(host: &Host, guest: &str, kind: EventKind) -> Result<Event> {
+    wait_until(PATIENCE, &format!("event {kind:?} of {guest} on host {}", host.name()), || {
+        Ok(events(host)?.into_iter().find(|e| e.domain.name == guest && e.kind == kind))
+    })
+}
+
+/// Waits until so many epochs more have been acknowledged.
+pub fn wait_epochs(host: &Host, guest: &str, more: u64) -> Result<()> {
+    let acked = || -> Result<u64> {
+        let row =
+            row(host, guest, Role::Primary)?.with_context(|| format!("{guest} is not protected by {}", host.name()))?;
+        ensure!(row.protected, "{guest} is not protected: {}", row.detail);
+        Ok(row.acked.map_or(0, |epoch| epoch.0))
+    };
+    let from = acked()?;
+    wait_until(PATIENCE, &format!("{more} more epochs of {guest}"), || Ok((acked()? >= from + more).then_some(())))
+}
+
+/// Domain names of a host but Domain-0.
+pub fn domains(host: &Host) -> Result<Vec<String>> {
+    let list = host.sh("xl list")?;
+    Ok(list.lines().skip(2).filter_map(|line| line.split_whitespace().next().map(str::to_owned)).collect())
+}
+
+/// What a failover took, seen from outside.
+#[derive(Debug, Clone, Copy)]
+pub struct Failover {
+    /// From the fault until the backup said that the primary is lost.
+    pub detect: Duration,
+    /// From the fault until the first byte of the guest reached the client again.
+    pub first_byte: Duration,
+}
+
+/// Waits until the backup notices the loss, fails over by hand, waits for the client's first byte. `lost_at`: when the fault was done.
+pub fn fail_over(
+    backup: &Host,
+    guest: &Guest,
+    client: &crate::client::CounterClient,
+    lost_at: Instant,
+) -> Result<Failover> {
+    wait_event(backup, &guest.spec.name, EventKind::PrimarySuspect)?;
+    let detect = lost_at.elapsed();
+    let output = backup.run(&format!("remus failover {} --primary-is-off", guest.spec.name))?;
+    ensure!(output.ok(), "remus failover: {}{}", output.stdout, output.stderr);
+    // Bytes that were on their way when the fault was done do not count: they come within the detection time.
+    let after = lost_at + detect;
+    let Some(first) = client.first_after(after, PATIENCE) else {
+        bail!("the client's connection stayed silent after the failover; it ended: {:?}", client.ended());
+    };
+    Ok(Failover { detect, first_byte: first.at.duration_since(lost_at) })
+}
+
+/// An address of the guest at one of its ports.
+#[must_use]
+pub fn at(ip: impl Into<std::net::IpAddr>, port: u16) -> SocketAddr {
+    SocketAddr::new(ip.into(), port)
+}
