@@ -54,6 +54,9 @@ struct Arguments {
     /// Kill the helper in this phase of the third epoch, and recover
     #[arg(long, value_enum)]
     kill_at: Option<Phase>,
+    /// Stop the helper by SIGTERM in this phase of the third epoch, and serve it to its end
+    #[arg(long, value_enum)]
+    stop_at: Option<Phase>,
     /// Do not resume the third epoch: the guard has to
     #[arg(long)]
     hang: bool,
@@ -155,7 +158,12 @@ impl Loop {
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 return self.recover(helper).await;
             }
-            match helper.next_call().await? {
+            let call = helper.next_call().await?;
+            if self.stops(epoch, &call) {
+                println!("stopping the helper");
+                helper.stop_gently();
+            }
+            match call {
                 HelperCall::Suspend => {
                     if self.kills(epoch, Phase::Suspend) {
                         return self.recover(helper).await;
@@ -223,6 +231,11 @@ impl Loop {
                 }
                 HelperCall::Exited(status) => {
                     println!(
+                        "settled: {:?}, guard: {:?}",
+                        self.suspender.settle(QMP_PATIENCE).await?,
+                        self.guard.handle().disarm()
+                    );
+                    println!(
                         "helper: {status}; {epoch} epochs in {:.1} s; {:?}",
                         begun.elapsed().as_secs_f64(),
                         helper.stats()
@@ -236,6 +249,16 @@ impl Loop {
     fn kills(&self, epoch: u64, phase: Phase) -> bool {
         let when = if phase == Phase::Copy { 0 } else { 2 };
         self.arguments.kill_at == Some(phase) && epoch == when
+    }
+
+    fn stops(&self, epoch: u64, call: &HelperCall) -> bool {
+        match self.arguments.stop_at {
+            Some(Phase::Copy) => epoch == 0 && matches!(call, HelperCall::Progress { done, .. } if *done > 0),
+            Some(Phase::Suspend) => epoch == 2 && matches!(call, HelperCall::Suspend),
+            Some(Phase::Postcopy) => epoch == 2 && matches!(call, HelperCall::Postcopy),
+            Some(Phase::Checkpoint) => epoch == 2 && matches!(call, HelperCall::Checkpoint),
+            None => false,
+        }
     }
 
     async fn save_device_model(&mut self) -> Result<()> {
