@@ -13,8 +13,8 @@ use super::copy::{self, Whose};
 use super::error::CommandError;
 use super::feed::{Feed, FeedEvent};
 use super::host::BackupHost;
-use super::incoming::{ActivationReport, Command, IncomingStatus, Start, detection, domain_ref, incoming_name};
-use super::machine::{Action, Authority, Event, Machine, Policy, Report, State};
+use super::incoming::{ActivationReport, Command, IncomingStatus, Start, detection, incoming_name};
+use super::machine::{Action, Authority, Event, Machine, Policy, State};
 use super::record::{IncomingRecord, Phase, RecordStore};
 use super::registry::BackupSettings;
 use crate::ids::{DomId, Epoch};
@@ -23,6 +23,8 @@ use crate::link::{CloseReason, Frame, GuestState};
 use crate::ops::{EventKind, EventLog};
 use crate::stream::PlainComposer;
 use crate::stream::handshake::GO;
+
+mod news;
 
 /// What the driver's tasks and handles tell it.
 pub(super) enum Input {
@@ -426,75 +428,6 @@ impl Driver {
         if let Err(error) = self.records.save(&self.record) {
             tracing::error!(domain = self.whose.name, %error, "cannot record the protection's state; going on");
         }
-    }
-
-    fn publish(&self, kind: EventKind, detail: String) {
-        let domid = self.status.borrow().domid;
-        self.status.send_modify(|status| status.detail.clone_from(&detail));
-        self.events.publish(domain_ref(self.whose.uuid, &self.whose.name, domid), kind, detail);
-    }
-
-    fn report(&mut self, report: Report) {
-        match report {
-            Report::Armed(epoch) => {
-                self.publish(
-                    EventKind::Ready,
-                    format!("the copy is complete as of epoch {epoch} and can be activated"),
-                );
-            }
-            Report::Suspect(text) | Report::Waiting(text) => self.publish(EventKind::PrimarySuspect, text),
-            Report::Activating(epoch, authority) => {
-                self.activation =
-                    Some(Activation { epoch, authority, began: Instant::now(), built: None, claimed: None });
-                let word = match authority {
-                    Authority::Operator => "an operator says that the primary is off",
-                    Authority::Policy => "the primary is lost and on_primary_loss=activate",
-                    Authority::Witness => "the primary is lost; the witness decides",
-                };
-                self.publish(EventKind::Activating, format!("activating the copy of epoch {epoch}: {word}"));
-            }
-            Report::Active(epoch) => {
-                self.record.activated = Some(epoch);
-                self.save(Phase::Active);
-                let report = self.activation_report(epoch);
-                self.status.send_modify(|status| status.activation = report);
-                let took = report.map_or(0, |report| report.running_ms);
-                self.publish(EventKind::Activated, format!("the copy of epoch {epoch} runs here, after {took} ms"));
-                if let (Some(reply), Some(report)) = (self.failover.take(), report) {
-                    let _ = reply.send(Ok(report));
-                }
-            }
-            Report::ActivationFailed(text) => {
-                if let Some(reply) = self.failover.take() {
-                    let _ = reply.send(Err(CommandError::Failed(text.clone())));
-                }
-                self.publish(EventKind::ActivationFailed, text);
-            }
-            Report::Discarded(text) => {
-                self.save(Phase::Discarded);
-                self.status.send_modify(|status| status.domid = None);
-                self.publish(EventKind::Discarded, text);
-                if let Some(reply) = self.discard.take() {
-                    let _ = reply.send(Ok(()));
-                }
-            }
-        }
-    }
-
-    fn activation_report(&self, epoch: Epoch) -> Option<ActivationReport> {
-        let activation = self.activation.as_ref()?;
-        debug_assert_eq!(activation.epoch, epoch);
-        let until = |at: Option<Instant>| {
-            let at = at.unwrap_or_else(Instant::now);
-            u64::try_from(at.duration_since(activation.began).as_millis()).unwrap_or(u64::MAX)
-        };
-        Some(ActivationReport {
-            epoch,
-            authority: activation.authority,
-            built_ms: until(activation.built),
-            claimed_ms: until(activation.claimed),
-            running_ms: until(None),
-        })
     }
 
     fn update(&mut self) {

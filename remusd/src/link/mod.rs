@@ -7,6 +7,7 @@
 pub mod bridge;
 pub mod child;
 pub mod codec;
+pub mod codes;
 pub mod detector;
 pub mod error;
 pub mod frame;

@@ -3,29 +3,24 @@
 //! Control frames (heartbeats, acknowledgements, endings) go before data (configuration, pages, state, epoch ends) and never
 //! wait for room; data is bounded in bytes and waits. A heartbeat is made when it is written, so it is never stale.
 
-use std::{
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bytes::BytesMut;
-use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
-    time::{Instant, MissedTickBehavior},
-};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    child::ChildGroup,
-    codec::{Decoder, Encoder},
-    detector::{AckLate, AckWatch, Detector, Verdict},
-    error::{CloseReason, LinkError},
-    frame::{Frame, GuestState, Heartbeat},
-    handshake::with_last_words,
-    transport::Connection,
-};
+use self::reader::Reader;
+use self::writer::Writer;
+use super::codec::{Decoder, Encoder};
+use super::detector::{AckLate, AckWatch, Detector, Verdict};
+use super::error::{CloseReason, LinkError};
+use super::frame::{Frame, GuestState};
+use super::transport::Connection;
 use crate::ids::Epoch;
+
+mod reader;
+mod writer;
 
 /// Received frames that wait for their consumer; at 256 KiB each this is 8 MiB.
 const EVENTS: usize = 32;
@@ -284,200 +279,6 @@ async fn watch_clock(shared: Arc<Shared>, events: mpsc::Sender<SessionEvent>, pe
             && events.send(SessionEvent::AckLate(late)).await.is_err()
         {
             return;
-        }
-    }
-}
-
-struct Writer {
-    stream: Box<dyn AsyncWrite + Send + Unpin>,
-    encoder: Encoder,
-    control: mpsc::Receiver<Control>,
-    data: mpsc::UnboundedReceiver<Data>,
-    report: watch::Receiver<Report>,
-    heartbeat: Duration,
-    room: Arc<Semaphore>,
-    shared: Arc<Shared>,
-    /// Tells the reader that nothing more will be written.
-    done: CancellationToken,
-}
-
-impl Writer {
-    async fn run(mut self) {
-        let reason = self.write_all().await;
-        self.room.close();
-        // Closing our half lets the peer see the end; if the stream is broken already there is nothing to add.
-        let _ = tokio::time::timeout(LAST_FRAMES, self.stream.shutdown()).await;
-        if let Some(reason) = reason {
-            // An error in writing is held back until the reader has seen what the peer said last.
-            let broken = matches!(reason, CloseReason::Io(_));
-            let _ = self.shared.reason.set(reason);
-            if !broken {
-                self.shared.closed.cancel();
-            }
-        }
-        self.done.cancel();
-    }
-
-    /// Writes until the session ends; `None` if somebody else ended it.
-    async fn write_all(&mut self) -> Option<CloseReason> {
-        let shared = Arc::clone(&self.shared);
-        let mut timer = tokio::time::interval(self.heartbeat);
-        timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut beaten = Instant::now();
-        let mut bytes = BytesMut::new();
-        loop {
-            let mut is_data = false;
-            let frame = tokio::select! {
-                biased;
-                () = shared.closed.cancelled() => return None,
-                _ = timer.tick() => {
-                    let late = beaten.elapsed() > self.heartbeat * 2;
-                    beaten = Instant::now();
-                    let report = *self.report.borrow();
-                    Frame::Heartbeat(heartbeat(report, late))
-                }
-                item = self.control.recv() => match item {
-                    Some(Control::Frame(frame)) => frame,
-                    Some(Control::Close) | None => return Some(CloseReason::Local),
-                },
-                // Its room is free again from here on: at most one more frame is in memory.
-                Some(data) = self.data.recv() => {
-                    is_data = true;
-                    data.frame
-                }
-            };
-            bytes.clear();
-            if let Err(error) = self.encoder.encode(&frame, &mut bytes) {
-                return Some(CloseReason::Protocol(error));
-            }
-            drop(frame);
-            let written = tokio::select! {
-                // An end of the session must not wait for a peer that does not read.
-                () = shared.closed.cancelled() => return None,
-                written = async {
-                    self.stream.write_all(&bytes).await?;
-                    self.stream.flush().await
-                } => written,
-            };
-            if let Err(error) = written {
-                return Some(CloseReason::Io(error.to_string()));
-            }
-            if is_data {
-                shared.acks().progress(Shared::now());
-            }
-        }
-    }
-}
-
-fn heartbeat(report: Report, late: bool) -> Heartbeat {
-    let since_resume = report.resumed_at.map_or(Duration::ZERO, |at| at.elapsed());
-    Heartbeat {
-        epoch: report.epoch,
-        guest: report.guest,
-        since_resume_ms: u64::try_from(since_resume.as_millis()).unwrap_or(u64::MAX),
-        wall_clock_ms: wall_clock_ms(),
-        late,
-    }
-}
-
-struct Reader {
-    stream: Box<dyn AsyncRead + Send + Unpin>,
-    decoder: Decoder,
-    events: mpsc::Sender<SessionEvent>,
-    shared: Arc<Shared>,
-    child: Option<ChildGroup>,
-    written: CancellationToken,
-}
-
-impl Reader {
-    async fn run(mut self) {
-        let seen = self.read_all().await;
-        let reason = match (self.shared.reason.get(), seen) {
-            (Some(CloseReason::Local), _) => CloseReason::Local,
-            // How the peer's stream ended is more telling than that our write failed.
-            (Some(first), CloseReason::Local) => first.clone(),
-            (_, seen) => seen,
-        };
-        let reason = match reason {
-            CloseReason::Local => reason,
-            _ => with_last_words(reason, Connection::last_words(&mut self.child).await),
-        };
-        if let CloseReason::Protocol(error) = &reason {
-            tracing::warn!(%error, "the link is closed");
-        }
-        self.shared.close(reason.clone());
-        // The writer flushes within its own bound; the transport must live until then.
-        let _ = tokio::time::timeout(2 * LAST_FRAMES, self.written.cancelled()).await;
-        drop(self.child.take());
-        let _ = self.events.send(SessionEvent::Closed(reason)).await;
-    }
-
-    async fn read_all(&mut self) -> CloseReason {
-        let shared = Arc::clone(&self.shared);
-        let events = self.events.clone();
-        let written = self.written.clone();
-        let give_up = async move {
-            written.cancelled().await;
-            tokio::time::sleep(LAST_FRAMES).await;
-        };
-        tokio::pin!(give_up);
-        loop {
-            loop {
-                match self.decoder.next_frame() {
-                    Ok(Some(Frame::Error { code, text })) => {
-                        return CloseReason::Peer { code, text };
-                    }
-                    Ok(Some(frame)) => {
-                        if let Some(end) = self.deliver(frame).await {
-                            return end;
-                        }
-                    }
-                    Ok(None) => break,
-                    Err(error) => return CloseReason::Protocol(error),
-                }
-            }
-            let read = tokio::select! {
-                biased;
-                () = shared.closed.cancelled() => return CloseReason::Local,
-                () = events.closed() => return CloseReason::Local,
-                () = &mut give_up => return CloseReason::Local,
-                read = self.stream.read_buf(self.decoder.buffer()) => read,
-            };
-            match read {
-                Ok(0) => {
-                    return match self.decoder.finish() {
-                        Ok(()) => CloseReason::Eof,
-                        Err(error) => CloseReason::Protocol(error),
-                    };
-                }
-                Ok(_) => {
-                    let verdict = shared.detector().heard(Shared::now());
-                    if verdict == Some(Verdict::Alive) && events.send(SessionEvent::Alive).await.is_err() {
-                        return CloseReason::Local;
-                    }
-                }
-                Err(error) => return CloseReason::Io(error.to_string()),
-            }
-        }
-    }
-
-    /// Hands a frame on. While the consumer makes us wait, silence is our own doing.
-    async fn deliver(&mut self, frame: Frame) -> Option<CloseReason> {
-        if let Frame::Ack { epoch, .. } = &frame {
-            self.shared.acks().acked(*epoch, Shared::now());
-        }
-        match self.events.try_send(SessionEvent::Frame(frame)) {
-            Ok(()) => None,
-            Err(mpsc::error::TrySendError::Closed(_)) => Some(CloseReason::Local),
-            Err(mpsc::error::TrySendError::Full(event)) => {
-                self.shared.detector().set_reading(false, Shared::now());
-                let sent = tokio::select! {
-                    sent = self.events.send(event) => sent.is_ok(),
-                    () = self.shared.closed.cancelled() => false,
-                };
-                self.shared.detector().set_reading(true, Shared::now());
-                (!sent).then_some(CloseReason::Local)
-            }
         }
     }
 }

@@ -1,6 +1,8 @@
 use bytes::Bytes;
-use tokio::io::{DuplexStream, duplex};
+use bytes::BytesMut;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
+use super::writer::heartbeat;
 use super::*;
 use crate::{
     ids::{Generation, Nonce, SessionKey},

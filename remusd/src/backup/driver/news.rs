@@ -1,0 +1,82 @@
+//! What a protection tells the world: events, records, answers to operators.
+
+use tokio::time::Instant;
+
+use super::{Activation, Driver};
+use crate::backup::error::CommandError;
+use crate::backup::incoming::{ActivationReport, domain_ref};
+use crate::backup::machine::{Authority, Report};
+use crate::backup::record::Phase;
+use crate::ids::Epoch;
+use crate::ops::EventKind;
+
+impl Driver {
+    pub(super) fn publish(&self, kind: EventKind, detail: String) {
+        let domid = self.status.borrow().domid;
+        self.status.send_modify(|status| status.detail.clone_from(&detail));
+        self.events.publish(domain_ref(self.whose.uuid, &self.whose.name, domid), kind, detail);
+    }
+
+    pub(super) fn report(&mut self, report: Report) {
+        match report {
+            Report::Armed(epoch) => {
+                self.publish(
+                    EventKind::Ready,
+                    format!("the copy is complete as of epoch {epoch} and can be activated"),
+                );
+            }
+            Report::Suspect(text) | Report::Waiting(text) => self.publish(EventKind::PrimarySuspect, text),
+            Report::Activating(epoch, authority) => {
+                self.activation =
+                    Some(Activation { epoch, authority, began: Instant::now(), built: None, claimed: None });
+                let word = match authority {
+                    Authority::Operator => "an operator says that the primary is off",
+                    Authority::Policy => "the primary is lost and on_primary_loss=activate",
+                    Authority::Witness => "the primary is lost; the witness decides",
+                };
+                self.publish(EventKind::Activating, format!("activating the copy of epoch {epoch}: {word}"));
+            }
+            Report::Active(epoch) => {
+                self.record.activated = Some(epoch);
+                self.save(Phase::Active);
+                let report = self.activation_report(epoch);
+                self.status.send_modify(|status| status.activation = report);
+                let took = report.map_or(0, |report| report.running_ms);
+                self.publish(EventKind::Activated, format!("the copy of epoch {epoch} runs here, after {took} ms"));
+                if let (Some(reply), Some(report)) = (self.failover.take(), report) {
+                    let _ = reply.send(Ok(report));
+                }
+            }
+            Report::ActivationFailed(text) => {
+                if let Some(reply) = self.failover.take() {
+                    let _ = reply.send(Err(CommandError::Failed(text.clone())));
+                }
+                self.publish(EventKind::ActivationFailed, text);
+            }
+            Report::Discarded(text) => {
+                self.save(Phase::Discarded);
+                self.status.send_modify(|status| status.domid = None);
+                self.publish(EventKind::Discarded, text);
+                if let Some(reply) = self.discard.take() {
+                    let _ = reply.send(Ok(()));
+                }
+            }
+        }
+    }
+
+    fn activation_report(&self, epoch: Epoch) -> Option<ActivationReport> {
+        let activation = self.activation.as_ref()?;
+        debug_assert_eq!(activation.epoch, epoch);
+        let until = |at: Option<Instant>| {
+            let at = at.unwrap_or_else(Instant::now);
+            u64::try_from(at.duration_since(activation.began).as_millis()).unwrap_or(u64::MAX)
+        };
+        Some(ActivationReport {
+            epoch,
+            authority: activation.authority,
+            built_ms: until(activation.built),
+            claimed_ms: until(activation.claimed),
+            running_ms: until(None),
+        })
+    }
+}

@@ -1,0 +1,160 @@
+//! The machine's words: states, events, actions, reports.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::ids::Epoch;
+use crate::link::{Frame, OnPrimaryLoss};
+use crate::stream::{PageBatch, Record};
+
+/// Where an incoming protection stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum State {
+    /// No armed epoch is whole yet: the copy cannot be activated.
+    Syncing,
+    /// An armed epoch is whole: the copy can be activated. The session is open.
+    Armed,
+    /// As armed, but the session has ended: the copy waits for a decision.
+    Waiting,
+    /// The newest whole epoch's state and END are given to the receiver, which builds the domain. Nothing is acknowledged from here on.
+    Activating,
+    /// The domain is built; the witness is asked who owns it.
+    Claiming,
+    /// The receiver was told to go.
+    Starting,
+    /// The copy runs here.
+    Active,
+    /// The receiver is being ended and the incoming domain destroyed.
+    Discarding,
+    /// Nothing is left of the copy.
+    Discarded,
+}
+
+/// On whose word a copy is activated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Authority {
+    /// An operator asserted that the primary is off.
+    Operator,
+    /// The protection was made with `on_primary_loss=activate`.
+    Policy,
+    /// The witness decides.
+    Witness,
+}
+
+/// Settings of the machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// What the primary asked for at `HELLO`.
+    pub on_primary_loss: OnPrimaryLoss,
+    /// Whether a witness decides about ownership.
+    pub witness: bool,
+    /// Most bytes of one staged epoch.
+    pub staging_limit: usize,
+    /// Most epochs before the newest that the receiver may not have taken in yet when it is acknowledged (hazard F11).
+    pub backlog_epochs: usize,
+    /// Most bytes of those epochs.
+    pub backlog_bytes: u64,
+}
+
+/// What happens to a protection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The primary sent a frame.
+    Frame(Frame),
+    /// The receiver has taken in all of this epoch and of those before it.
+    Drained(Epoch),
+    /// Asked by [`Action::CheckAlive`]: receiver and incoming domain are there.
+    Alive(Epoch),
+    /// The receiver has built the domain and waits for GO.
+    CopyReady,
+    /// The copy runs.
+    CopyRuns,
+    /// The receiver or the incoming domain is gone, or could not be fed.
+    ReceiverDied(String),
+    /// Nothing was heard from the primary for the detection time, counted on after the session's end.
+    PrimarySuspect,
+    /// A suspected primary was heard again.
+    PrimaryAlive,
+    /// The session has ended.
+    LinkClosed(String),
+    /// An operator wants the copy activated.
+    OperatorFailover {
+        /// The operator asserts that the primary host is off.
+        primary_is_off: bool,
+    },
+    /// An operator wants the copy destroyed.
+    OperatorDiscard,
+    /// The witness gave us the protection.
+    ClaimWon,
+    /// The witness gave it to somebody else.
+    ClaimLost(String),
+    /// The witness's answer is unknown: neither won nor lost.
+    ClaimUnknown,
+    /// The primary has opened a newer session for the same protection.
+    Replaced,
+    /// This daemon ends.
+    Shutdown,
+    /// Nothing is left of receiver and incoming domain.
+    Destroyed,
+}
+
+/// What is to be done, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Give the receiver configuration and preamble.
+    FeedHead {
+        /// xl's JSON.
+        config: Bytes,
+        /// libxc's headers and static records.
+        preamble: Bytes,
+    },
+    /// Give the receiver pages.
+    FeedPages(PageBatch),
+    /// All of this epoch is given; tell when it is taken in.
+    FeedMark(Epoch),
+    /// Look whether receiver and incoming domain are there; answer [`Event::Alive`] or [`Event::ReceiverDied`].
+    CheckAlive(Epoch),
+    /// Send a frame to the primary, if the session is open.
+    Send(Frame),
+    /// End the session after what was sent.
+    CloseLink,
+    /// Give the receiver this state and END.
+    FinishCopy {
+        /// The epoch that will run.
+        epoch: Epoch,
+        /// Its state.
+        state: Vec<Record>,
+    },
+    /// Ask the witness, or ask again after a while.
+    Claim,
+    /// Tell the witness that the claim is given up.
+    Forfeit,
+    /// Tell the receiver to rename and unpause its copy.
+    Go,
+    /// End the receiver and destroy the incoming domain; answer [`Event::Destroyed`], however long that takes.
+    DestroyCopy,
+    /// Refuse the operator's command with this sentence.
+    Refuse(String),
+    /// Tell the world.
+    Report(Report),
+}
+
+/// News about a protection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Report {
+    /// The first armed epoch is whole.
+    Armed(Epoch),
+    /// Nothing is heard from the primary; what follows from it.
+    Suspect(String),
+    /// The session has ended but the copy is kept; why, and what can be done.
+    Waiting(String),
+    /// The copy is being activated.
+    Activating(Epoch, Authority),
+    /// The copy runs.
+    Active(Epoch),
+    /// The copy could not be activated.
+    ActivationFailed(String),
+    /// The copy was destroyed.
+    Discarded(String),
+}

@@ -1,0 +1,118 @@
+//! Reads frames and tells how the stream ended.
+
+use std::sync::Arc;
+
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::{LAST_FRAMES, SessionEvent, Shared};
+use crate::link::child::ChildGroup;
+use crate::link::codec::Decoder;
+use crate::link::detector::Verdict;
+use crate::link::error::CloseReason;
+use crate::link::frame::Frame;
+use crate::link::handshake::with_last_words;
+use crate::link::transport::Connection;
+
+pub(super) struct Reader {
+    pub(super) stream: Box<dyn AsyncRead + Send + Unpin>,
+    pub(super) decoder: Decoder,
+    pub(super) events: mpsc::Sender<SessionEvent>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) child: Option<ChildGroup>,
+    pub(super) written: CancellationToken,
+}
+
+impl Reader {
+    pub(super) async fn run(mut self) {
+        let seen = self.read_all().await;
+        let reason = match (self.shared.reason.get(), seen) {
+            (Some(CloseReason::Local), _) => CloseReason::Local,
+            // How the peer's stream ended is more telling than that our write failed.
+            (Some(first), CloseReason::Local) => first.clone(),
+            (_, seen) => seen,
+        };
+        let reason = match reason {
+            CloseReason::Local => reason,
+            _ => with_last_words(reason, Connection::last_words(&mut self.child).await),
+        };
+        if let CloseReason::Protocol(error) = &reason {
+            tracing::warn!(%error, "the link is closed");
+        }
+        self.shared.close(reason.clone());
+        // The writer flushes within its own bound; the transport must live until then.
+        let _ = tokio::time::timeout(2 * LAST_FRAMES, self.written.cancelled()).await;
+        drop(self.child.take());
+        let _ = self.events.send(SessionEvent::Closed(reason)).await;
+    }
+
+    async fn read_all(&mut self) -> CloseReason {
+        let shared = Arc::clone(&self.shared);
+        let events = self.events.clone();
+        let written = self.written.clone();
+        let give_up = async move {
+            written.cancelled().await;
+            tokio::time::sleep(LAST_FRAMES).await;
+        };
+        tokio::pin!(give_up);
+        loop {
+            loop {
+                match self.decoder.next_frame() {
+                    Ok(Some(Frame::Error { code, text })) => {
+                        return CloseReason::Peer { code, text };
+                    }
+                    Ok(Some(frame)) => {
+                        if let Some(end) = self.deliver(frame).await {
+                            return end;
+                        }
+                    }
+                    Ok(None) => break,
+                    Err(error) => return CloseReason::Protocol(error),
+                }
+            }
+            let read = tokio::select! {
+                biased;
+                () = shared.closed.cancelled() => return CloseReason::Local,
+                () = events.closed() => return CloseReason::Local,
+                () = &mut give_up => return CloseReason::Local,
+                read = self.stream.read_buf(self.decoder.buffer()) => read,
+            };
+            match read {
+                Ok(0) => {
+                    return match self.decoder.finish() {
+                        Ok(()) => CloseReason::Eof,
+                        Err(error) => CloseReason::Protocol(error),
+                    };
+                }
+                Ok(_) => {
+                    let verdict = shared.detector().heard(Shared::now());
+                    if verdict == Some(Verdict::Alive) && events.send(SessionEvent::Alive).await.is_err() {
+                        return CloseReason::Local;
+                    }
+                }
+                Err(error) => return CloseReason::Io(error.to_string()),
+            }
+        }
+    }
+
+    /// Hands a frame on. While the consumer makes us wait, silence is our own doing.
+    async fn deliver(&mut self, frame: Frame) -> Option<CloseReason> {
+        if let Frame::Ack { epoch, .. } = &frame {
+            self.shared.acks().acked(*epoch, Shared::now());
+        }
+        match self.events.try_send(SessionEvent::Frame(frame)) {
+            Ok(()) => None,
+            Err(mpsc::error::TrySendError::Closed(_)) => Some(CloseReason::Local),
+            Err(mpsc::error::TrySendError::Full(event)) => {
+                self.shared.detector().set_reading(false, Shared::now());
+                let sent = tokio::select! {
+                    sent = self.events.send(event) => sent.is_ok(),
+                    () = self.shared.closed.cancelled() => false,
+                };
+                self.shared.detector().set_reading(true, Shared::now());
+                (!sent).then_some(CloseReason::Local)
+            }
+        }
+    }
+}
