@@ -1,6 +1,7 @@
 //! A buffered device as the set sees it.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 
@@ -18,6 +19,10 @@ use super::worker::{Worker, WorkerHandle};
 
 /// What libxl appends to the name of a nic for the tap of its emulated card.
 const EMULATED: &str = "-emu";
+
+/// How long a request may take while the guest runs and nobody waits for its output: kernel modules are loaded,
+/// and other hotplug scripts hold the RTNL lock.
+const UNHURRIED: Duration = Duration::from_secs(15);
 
 struct Entry {
     vif: String,
@@ -44,17 +49,19 @@ impl Buffered {
     async fn call(
         &self,
         doing: &'static str,
+        within: Duration,
         work: impl FnOnce(&mut Worker) -> Result<(), NetError> + Send + 'static,
     ) -> Result<(), NetError> {
         let worker = self.worker.as_ref().ok_or(NetError::NoWorker)?;
-        worker.call(doing, self.config.request_timeout, work).await
+        worker.call(doing, within, work).await
     }
 
     /// The same for every interface, in one go. All are asked, also after one failed; the first error counts.
     async fn each(
         &mut self,
         doing: &'static str,
-        work: impl Fn(&mut Lane, &mut Conn) -> Result<(), NetError> + Send + 'static,
+        within: Duration,
+        work: impl Fn(&mut Worker, &str) -> Result<(), NetError> + Send + 'static,
     ) -> Result<(), NetError> {
         if self.given_up {
             return Err(NetError::GivenUp);
@@ -64,10 +71,10 @@ impl Buffered {
         }
         let vifs: Vec<String> = self.entries.iter().map(|e| e.vif.clone()).collect();
         let result = self
-            .call(doing, move |worker| {
+            .call(doing, within, move |worker| {
                 let mut first = Ok(());
                 for vif in &vifs {
-                    let one = worker.lane(vif).and_then(|(lane, conn)| work(lane, conn));
+                    let one = work(worker, vif);
                     first = first.and(one);
                 }
                 first
@@ -95,7 +102,7 @@ impl Buffered {
             let entry = Entry { vif: spec.vif.clone(), ifb: spec.ifb.clone(), stats: stats.clone() };
             let key = spec.vif.clone();
             let done = self
-                .call("set up the buffer", move |worker| {
+                .call("set up the buffer", UNHURRIED, move |worker| {
                     let lane = Lane::setup(&mut worker.conn, spec, stats)?;
                     // What we did ourselves is not news.
                     worker.read_notices();
@@ -134,7 +141,7 @@ impl Checkpointed for Buffered {
             // From here on what happens there is our doing.
             let key = vif.clone();
             let forgotten = self
-                .call("forget the buffer", move |worker| {
+                .call("forget the buffer", UNHURRIED, move |worker| {
                     worker.lanes.remove(&key);
                     Ok(())
                 })
@@ -159,7 +166,13 @@ impl Checkpointed for Buffered {
     }
 
     async fn arm(&mut self) -> Result<(), DeviceError> {
-        self.each("arm the buffer", |lane, conn| lane.arm(conn)).await.map_err(|e| self.wrap("arm the buffer", e))
+        let doing = "arm the buffer";
+        self.each(doing, UNHURRIED, |worker, vif| {
+            let (lane, conn) = worker.lane(vif)?;
+            lane.arm(conn)
+        })
+        .await
+        .map_err(|e| self.wrap(doing, e))
     }
 
     async fn postsuspend(&mut self, epoch: &EpochContext) -> Result<(), DeviceError> {
@@ -167,9 +180,12 @@ impl Checkpointed for Buffered {
         if !epoch.armed {
             return Ok(());
         }
-        self.each("close the epoch", move |lane, conn| lane.close(conn, n))
-            .await
-            .map_err(|e| self.wrap(format!("close epoch {n}"), e))
+        self.each("close the epoch", self.config.request_timeout, move |worker, vif| {
+            let (lane, conn) = worker.lane(vif)?;
+            lane.close(conn, n)
+        })
+        .await
+        .map_err(|e| self.wrap(format!("close epoch {n}"), e))
     }
 
     async fn commit(&mut self, epoch: &EpochContext) -> Result<(), DeviceError> {
@@ -177,21 +193,14 @@ impl Checkpointed for Buffered {
         if !epoch.armed {
             return Ok(());
         }
-        self.each("release the epoch", move |lane, conn| lane.release(conn, n))
-            .await
-            .map_err(|e| self.wrap(format!("release epoch {n}"), e))?;
-        // How much is held now and was lost is no part of the commit.
-        let vifs: Vec<String> = self.entries.iter().map(|e| e.vif.clone()).collect();
-        let looked = self
-            .call("read the queues", move |worker| {
-                vifs.iter().for_each(|vif| worker.look_at(vif));
-                Ok(())
-            })
-            .await;
-        if let Err(error) = looked {
-            tracing::warn!(device = %self.device, %error, "cannot read how much is held");
-        }
-        Ok(())
+        self.each("release the epoch", self.config.request_timeout, move |worker, vif| {
+            let (lane, conn) = worker.lane(vif)?;
+            lane.release(conn, n)?;
+            worker.look_at(vif);
+            Ok(())
+        })
+        .await
+        .map_err(|e| self.wrap(format!("release epoch {n}"), e))
     }
 
     async fn abandon(&mut self, epoch: &EpochContext) -> Result<(), DeviceError> {
@@ -199,7 +208,7 @@ impl Checkpointed for Buffered {
         if !epoch.armed {
             return Ok(());
         }
-        self.each("abandon the epoch", move |lane, _| lane.abandon(n))
+        self.each("abandon the epoch", self.config.request_timeout, move |worker, vif| worker.lane(vif)?.0.abandon(n))
             .await
             .map_err(|e| self.wrap(format!("abandon epoch {n}"), e))
     }

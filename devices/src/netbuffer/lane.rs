@@ -2,6 +2,8 @@
 
 use std::sync::{Arc, Mutex};
 
+use netlink_packet_route::tc::TcHandle;
+
 use crate::device::DeviceStats;
 
 use super::conn::Conn;
@@ -185,16 +187,14 @@ impl Lane {
             }
             Notice::LinkGone { index } if *index == self.ifb.index && !self.ifb_gone => {
                 self.ifb_gone = true;
+                self.state.give_up();
                 Some(self.gone(&self.spec.ifb))
             }
             Notice::LinkGone { index } if self.vif_index == Some(*index) => {
                 self.vif_index = None;
                 Some(self.gone(&self.spec.vif))
             }
-            Notice::Root { index, what } if *index == self.ifb.index => {
-                let failed = self.replace_plug(conn).err();
-                Some(self.foreign(what.clone(), self.state.is_armed(), failed))
-            }
+            Notice::Root { index, handle, what } if *index == self.ifb.index => self.root_changed(conn, *handle, what),
             Notice::IngressGone { index } if self.vif_index == Some(*index) && self.state.is_armed() => {
                 Some(self.redirect_lost(conn, "the ingress qdisc was removed"))
             }
@@ -228,9 +228,30 @@ impl Lane {
         events
     }
 
+    fn root_changed(&mut self, conn: &mut Conn, handle: TcHandle, what: &str) -> Option<NetEvent> {
+        // One change by others makes several notices. What does not speak of the plug that is there now is
+        // about the time before it.
+        let ours = plug_handle(self.major);
+        let there = conn.root_qdisc(self.ifb()).ok().flatten().map(|q| q.handle);
+        if handle != ours && there == Some(ours) {
+            return None;
+        }
+        let failed = self.replace_plug(conn).err();
+        if failed.is_some() {
+            self.state.give_up();
+        }
+        Some(self.foreign(what.to_owned(), self.state.is_armed(), failed))
+    }
+
     fn was_reset(&mut self, conn: &mut Conn, what: &str) -> NetEvent {
         match self.replace_plug(conn) {
             Ok(()) => NetEvent::Reset { vif: self.spec.vif.clone(), what: what.to_owned() },
+            // A device goes down before it goes.
+            Err(e) if e.errno() == Some(libc::ENODEV) => {
+                self.state.give_up();
+                self.ifb_gone = true;
+                self.gone(&self.spec.ifb)
+            }
             // The counters lie and stay so: nothing may be released by them any more.
             Err(e) => {
                 self.state.give_up();

@@ -14,8 +14,8 @@ pub(super) enum Notice {
     Link(Link),
     /// An interface is gone.
     LinkGone { index: u32 },
-    /// Somebody else put, changed or removed the root qdisc of a device.
-    Root { index: u32, what: String },
+    /// Somebody else put, changed or removed the root qdisc of a device: the one with this handle.
+    Root { index: u32, handle: TcHandle, what: String },
     /// Somebody else removed the qdisc that filters hang on.
     IngressGone { index: u32 },
     /// Somebody else removed filters of this preference.
@@ -48,6 +48,7 @@ fn qdisc(raw: &Raw) -> Option<Notice> {
         let verb = if gone { "removed" } else { "put or changed" };
         return Some(Notice::Root {
             index: qdisc.index,
+            handle: qdisc.handle,
             what: format!("{} qdisc {:x}: {verb} by port {}", qdisc.kind, qdisc.handle.major, raw.port),
         });
     }
