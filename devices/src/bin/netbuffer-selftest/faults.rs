@@ -59,7 +59,7 @@ pub(crate) async fn ifb_down_and_up_is_a_reset() -> Verdict {
 
 /// The release is asked for before anybody has waited for the reset to be noticed.
 pub(crate) async fn release_right_after_a_reset() -> Verdict {
-    for _ in 0..10 {
+    for _ in 0..3 {
         let mut w = World::new()?;
         w.setup_and_arm().await?;
         w.send(1, 5)?;
