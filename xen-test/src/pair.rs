@@ -45,6 +45,7 @@ impl Pair {
         };
         let image = image::ensure()?;
         let run = RunDir::claim(&options.name)?;
+        crate::record_progress(&run.logs().join("harness.log"))?;
         let netns = Arc::new(NetNs::new()?);
         let links = Links::new(netns.clone(), names)?;
         let pid = i32::try_from(std::process::id())?;
@@ -68,11 +69,8 @@ impl Pair {
         }
         let pair = Self { hosts, links, netns, image, record, run };
         let start = Instant::now();
-        progress!("booting {} host(s); consoles in {}", names.len(), pair.logs().display());
-        for host in &pair.hosts {
-            host.machine().power_on(false)?;
-        }
-        pair.each(Host::wait_ready)?;
+        progress!("starting {} host(s); consoles in {}", names.len(), pair.logs().display());
+        pair.each(Host::start)?;
         progress!("xl is usable after {:.1} s", start.elapsed().as_secs_f32());
         Ok(pair)
     }

@@ -1,15 +1,16 @@
 //! Commands in a dom0, through the agent in the image (`overlay/agent.py` gives the wire format).
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow, bail};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::net::NetNs;
 
@@ -116,8 +117,27 @@ impl Agent {
 
     /// Starts a bash command line with a piped standard input.
     pub fn start(&self, command: &str) -> Result<Running> {
+        self.request(command, &json!({ "cmd": command }))
+    }
+
+    /// After a start from a snapshot: gives the dom0 (and through it Xen) the right time, and other
+    /// random numbers than it had the last time it was there.
+    pub fn wake(&self) -> Result<()> {
+        let mut random = [0; 48];
+        File::open("/dev/urandom")?.read_exact(&mut random)?;
+        let entropy: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+        let time = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64();
+        let request = json!({ "cmd": "true", "wake": { "time": time, "entropy": entropy } });
+        let output = self.request("waking from a snapshot", &request)?.wait_output_within(CONNECT_LIMIT * 10)?;
+        if !output.ok() {
+            bail!("the dom0 could not be woken from its snapshot: {}", output.stderr);
+        }
+        Ok(())
+    }
+
+    fn request(&self, command: &str, request: &Value) -> Result<Running> {
         let mut stream = self.connect()?;
-        let request = json!({ "cmd": command }).to_string();
+        let request = request.to_string();
         let length = u32::try_from(request.len()).context("command line too long")?;
         stream.write_all(&length.to_be_bytes())?;
         stream.write_all(request.as_bytes())?;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use super::{Agent, Machine, Output, Running, Said};
+use crate::progress;
 use crate::wait::wait_until;
 
 /// Longest boot that is still taken as one.
@@ -85,7 +86,27 @@ impl Host {
         self.power_off();
         self.machine().power_on(true)?;
         self.wait_ready()?;
-        self.set_clock()
+        self.agent.wake()
+    }
+
+    /// First start of a new machine: a boot, or the booted state that the cache has of one like it.
+    pub fn start(&self) -> Result<()> {
+        if self.machine().has_snapshot() {
+            match self.reset() {
+                Ok(()) => return Ok(()),
+                Err(error) => {
+                    progress!("host {}: the booted state in the cache is no good ({error:#})", self.name);
+                    self.power_off();
+                    self.machine().forget_warm()?;
+                    self.machine().fresh_disk()?;
+                }
+            }
+        }
+        self.boot()?;
+        self.sh("sync")?;
+        self.agent.sever();
+        self.machine().keep_warm()?;
+        self.reset()
     }
 
     /// Powers the host on again, from its disk as it was left (what was pushed is still there
@@ -113,12 +134,6 @@ impl Host {
     /// Lets a frozen host go on.
     pub fn thaw(&self) -> Result<()> {
         self.machine().thaw()
-    }
-
-    /// Sets the dom0's clock, and through it Xen's, to ours: a snapshot brings old time back.
-    pub fn set_clock(&self) -> Result<()> {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
-        self.sh(&format!("date -s @{}.{:03} >/dev/null", now.as_secs(), now.subsec_millis())).map(drop)
     }
 
     /// `kill -9` of every process in the dom0 whose command line matches the extended regular

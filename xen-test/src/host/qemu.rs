@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 
 use super::qmp::Qmp;
-use crate::image::Image;
+use crate::image::{Image, short_hash};
 use crate::net::NetNs;
 use crate::run::{Child, start_time};
 
@@ -69,7 +69,7 @@ impl Machine {
         dir: &Path,
         logs: &Path,
     ) -> Result<Self> {
-        let machine = Self {
+        let mut machine = Self {
             name: name.to_owned(),
             options,
             image,
@@ -80,16 +80,68 @@ impl Machine {
             boots: 0,
             has_snapshot: false,
         };
+        let warm = machine.warm_disk()?;
+        if warm.exists() {
+            std::fs::copy(&warm, machine.disk()).context("cannot copy the disk of a booted host")?;
+            machine.has_snapshot = true;
+        } else {
+            machine.fresh_disk()?;
+        }
+        Ok(machine)
+    }
+
+    /// Gives the machine, which is off, a disk as the image has it, without a snapshot.
+    pub fn fresh_disk(&mut self) -> Result<()> {
+        self.has_snapshot = false;
+        let _ = std::fs::remove_file(self.disk());
         let status = Command::new("qemu-img")
             .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
-            .arg(machine.image.root_disk())
-            .arg(machine.disk())
+            .arg(self.image.root_disk())
+            .arg(self.disk())
             .status()
             .context("cannot run qemu-img")?;
         if !status.success() {
-            bail!("qemu-img could not create {}", machine.disk().display());
+            bail!("qemu-img could not create {}", self.disk().display());
         }
-        Ok(machine)
+        Ok(())
+    }
+
+    /// Where the cache has, or could have, the disk of a host like this one, booted and with a
+    /// snapshot.
+    fn warm_disk(&self) -> Result<PathBuf> {
+        let mut command = Command::new("qemu-system-x86_64");
+        // The run's own paths and the machine's are told apart by what they are for.
+        self.arguments(&mut command)?;
+        let run = [self.dir.to_string_lossy(), self.logs.to_string_lossy()];
+        let mut parts = vec![qemu_version()?];
+        for argument in command.get_args() {
+            let argument = argument.to_string_lossy();
+            parts.push(argument.replace(&*run[0], "RUN").replace(&*run[1], "LOGS"));
+        }
+        let key = short_hash(parts.iter().map(String::as_bytes));
+        Ok(self.image.dir().join(format!("warm-{}-{key}.qcow2", self.name)))
+    }
+
+    /// Keeps the booted machine in the cache: snapshot, orderly end of QEMU, copy of the disk. The
+    /// machine is off afterwards, with a snapshot to start from.
+    pub fn keep_warm(&mut self) -> Result<()> {
+        self.save()?;
+        let qmp = Qmp::connect(&self.monitor(), QMP_LIMIT)?;
+        qmp.quit()?;
+        if let Some(qemu) = &mut self.qemu {
+            qemu.process().wait()?;
+        }
+        self.power_off();
+        let warm = self.warm_disk()?;
+        let part = warm.with_extension(format!("part{}", std::process::id()));
+        std::fs::copy(self.disk(), &part)?;
+        std::fs::rename(&part, &warm)?;
+        Ok(())
+    }
+
+    /// Removes from the cache what [`Machine::keep_warm`] put there.
+    pub fn forget_warm(&self) -> Result<()> {
+        std::fs::remove_file(self.warm_disk()?).context("cannot remove a booted host from the cache")
     }
 
     fn disk(&self) -> PathBuf {
@@ -227,6 +279,12 @@ impl Machine {
         self.has_snapshot = true;
         Ok(())
     }
+}
+
+/// First line of `qemu-system-x86_64 --version`: snapshots fit the version that took them.
+fn qemu_version() -> Result<String> {
+    let output = Command::new("qemu-system-x86_64").arg("--version").output().context("cannot run QEMU")?;
+    Ok(String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned())
 }
 
 /// A path inside an option of QEMU, where a comma is written twice. The space-separated lists of

@@ -52,6 +52,11 @@ impl Qmp {
         }
     }
 
+    /// Ends QEMU in order: disks are flushed and closed.
+    pub fn quit(mut self) -> Result<()> {
+        self.call("quit", &json!({})).map(drop)
+    }
+
     fn read(&mut self) -> Result<Value> {
         let mut line = String::new();
         if self.reader.read_line(&mut line).context("no answer from QEMU")? == 0 {

@@ -60,7 +60,7 @@ pub fn build(out: &Path, resolution: &Resolution) -> Result<()> {
     initramfs(&root, out, &version)?;
     progress!("writing the root file system");
     run(Command::new("mke2fs")
-        .args(["-q", "-t", "ext4", "-O", "^has_journal,^metadata_csum", "-m", "0", "-d"])
+        .args(["-q", "-t", "ext4", "-O", "^metadata_csum", "-J", "size=16", "-m", "0", "-d"])
         .arg(&root)
         .arg(out.join("root.img"))
         .arg("4G"))?;

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use nix::fcntl::{Flock, FlockArg};
 
+pub use key::short_hash;
 pub use tools::{ensure_tools, find_program};
 
 use crate::progress;
@@ -97,6 +98,11 @@ impl Image {
     /// Modules of [`Image::kernel`], with their `modules.dep`.
     pub fn modules(&self) -> PathBuf {
         self.dir.join("modules")
+    }
+
+    /// The image's directory in the cache.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// Name of the image in the cache: a hash of all that it is made of.

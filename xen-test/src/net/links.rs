@@ -62,6 +62,10 @@ impl std::str::FromStr for Party {
     }
 }
 
+/// Bridge of the data network, and one that leads nowhere.
+const DATA: &str = "data";
+const VOID: &str = "void";
+
 /// Which pairs are cut, indexed by the party that is *not* in the pair.
 type Cuts = [bool; 3];
 
@@ -80,6 +84,7 @@ impl Links {
         let mut batch = String::from(
             "link set lo up\n\
              link add data type bridge stp_state 0 forward_delay 0 mcast_snooping 0\n\
+             link add void type bridge stp_state 0 forward_delay 0 mcast_snooping 0\n\
              link add mgmt type bridge stp_state 0 forward_delay 0 mcast_snooping 0\n\
              link add client type veth peer name client-port\n\
              link set client-port master data up\n",
@@ -92,7 +97,7 @@ impl Links {
             }
         }
         batch.push_str(&format!(
-            "link set data up\nlink set mgmt up\nlink set client up\n\
+            "link set data up\nlink set void up\nlink set mgmt up\nlink set client up\n\
              addr add {CLIENT_ADDRESS}/24 dev client\n\
              addr add {CLIENT_ADDRESS6}/64 dev client nodad\n\
              addr add {MANAGEMENT_HARNESS}/24 dev mgmt\n"
@@ -113,8 +118,9 @@ impl Links {
         Ok(Self { netns, parties, cuts: Mutex::default() })
     }
 
-    /// Cuts the link between two parties: nothing passes between them, in either direction, and
-    /// neither sees a carrier change. Takes effect before it returns.
+    /// Cuts the link between two parties: nothing passes between them, in either direction. Takes
+    /// effect before it returns (milliseconds). Hosts see no carrier change; the client sees a short
+    /// one when it loses its last link, or gets it back.
     pub fn cut(&self, one: Party, other: Party) -> Result<()> {
         self.change(one, other, true)
     }
@@ -127,7 +133,7 @@ impl Links {
     /// Undoes every cut.
     pub fn join_all(&self) -> Result<()> {
         let mut cuts = self.cuts.lock().expect("no panic while held");
-        self.apply([false; 3])?;
+        self.apply(*cuts, [false; 3])?;
         *cuts = [false; 3];
         Ok(())
     }
@@ -137,26 +143,38 @@ impl Links {
         let mut cuts = self.cuts.lock().expect("no panic while held");
         let mut wanted = *cuts;
         wanted[third.index()] = cut;
-        self.apply(wanted)?;
+        self.apply(*cuts, wanted)?;
         *cuts = wanted;
         Ok(())
     }
 
-    fn apply(&self, cuts: Cuts) -> Result<()> {
-        let mut batch = String::new();
-        for party in self.parties.iter().copied() {
-            let (isolated, up) = port_state(party, cuts);
-            batch.push_str(&format!(
-                "link set dev {} isolated {} state {}\n",
-                party.port(),
-                if isolated { "on" } else { "off" },
-                // BR_STATE_FORWARDING and BR_STATE_DISABLED of linux/if_bridge.h; unlike taking the
-                // interface down this leaves the carrier alone, as a cut far away would.
-                if up { 3 } else { 0 },
-            ));
-        }
-        self.netns.call(move || batched("bridge", &batch))?
+    fn apply(&self, current: Cuts, cuts: Cuts) -> Result<()> {
+        // Port flags hold while a host is off and its tap has no carrier; a port's forwarding state
+        // would not: the kernel refuses to set it then, and sets it anew with the carrier.
+        let moves = |party: &Party| port_state(*party, current).bridge != port_state(*party, cuts).bridge;
+        let (moved, kept): (Vec<Party>, Vec<Party>) = self.parties.iter().partition(|party| moves(party));
+        // Down while its flags are those of a new port, so that nothing slips through.
+        let leave = lines(&moved, |party| {
+            let bridge = port_state(party, cuts).bridge;
+            format!("link set {0} down\nlink set {0} master {bridge}\n", party.port())
+        });
+        let all: Vec<Party> = kept.into_iter().chain(moved.iter().copied()).collect();
+        let flags = lines(&all, |party| {
+            let isolated = if port_state(party, cuts).isolated { "on" } else { "off" };
+            format!("link set dev {} isolated {isolated}\n", party.port())
+        });
+        let back = lines(&moved, |party| format!("link set {} up\n", party.port()));
+        self.netns.call(move || {
+            [("ip", leave), ("bridge", flags), ("ip", back)]
+                .iter()
+                .filter(|(_, lines)| !lines.is_empty())
+                .try_for_each(|(program, lines)| batched(program, lines))
+        })?
     }
+}
+
+fn lines(parties: &[Party], line: impl Fn(Party) -> String) -> String {
+    parties.iter().map(|party| line(*party)).collect()
 }
 
 fn third(one: Party, other: Party) -> Option<Party> {
@@ -166,12 +184,23 @@ fn third(one: Party, other: Party) -> Option<Party> {
     Party::ALL.into_iter().find(|party| *party != one && *party != other)
 }
 
-/// (isolated, forwarding) of a party's port. Isolated ports do not talk to each other: one cut pair
-/// is two isolated ports; with more cuts a party without any link left is switched off.
-fn port_state(party: Party, cuts: Cuts) -> (bool, bool) {
+/// Where a party's port is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct PortState {
+    bridge: &'static str,
+    /// Isolated ports of a bridge do not talk to each other.
+    isolated: bool,
+}
+
+/// One cut pair: two isolated ports. Two cuts: the party that has both is alone on another bridge.
+/// Three: all are isolated.
+fn port_state(party: Party, cuts: Cuts) -> PortState {
     let all_cuts = cuts.iter().filter(|cut| **cut).count();
     let own_cuts = (0..3).filter(|pair| *pair != party.index() && cuts[*pair]).count();
-    (all_cuts == 1 && own_cuts == 1, own_cuts < 2)
+    PortState {
+        bridge: if all_cuts == 2 && own_cuts == 2 { VOID } else { DATA },
+        isolated: own_cuts > 0 && all_cuts != 2,
+    }
 }
 
 /// Runs `ip` or `bridge` on a list of commands, in the calling thread's namespace.
@@ -198,7 +227,7 @@ mod tests {
     /// Whether the bridge forwards between two ports in these states.
     fn connected(one: Party, other: Party, cuts: Cuts) -> bool {
         let (one, other) = (port_state(one, cuts), port_state(other, cuts));
-        one.1 && other.1 && !(one.0 && other.0)
+        one.bridge == other.bridge && !(one.isolated && other.isolated)
     }
 
     #[test]

@@ -139,7 +139,14 @@ static OWN: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 pub fn remove_own_files() {
     if let Ok(dirs) = OWN.lock() {
         for dir in dirs.iter() {
-            let _ = std::fs::remove_dir_all(dir);
+            // A thread that still boots hosts may put files in between.
+            for _ in 0..50 {
+                let _ = std::fs::remove_dir_all(dir);
+                if !dir.exists() {
+                    break;
+                }
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
         }
     }
 }

@@ -44,6 +44,12 @@ fn run(ctx: &mut Ctx<'_>) -> Result<()> {
         pair.join(one, other)?;
     }
     ctx.note("all 8 combinations of cut links cut just what they should");
+    let collected = ctx.logs().join("collected");
+    pair.a().collect_logs(&collected)?;
+    for file in ["tmp/xl-list.txt", "var/log/xen/console/hypervisor.log"] {
+        let file = collected.join("a").join(file);
+        ensure!(file.metadata().is_ok_and(|meta| meta.len() > 0), "{} was not collected", file.display());
+    }
     freeze(ctx)?;
     power(ctx)?;
     reset(ctx)
@@ -110,8 +116,12 @@ fn power(ctx: &Ctx<'_>) -> Result<()> {
     pair.b().power_off();
     ensure!(lost.wait_output().is_err(), "a command outlived the power of its host");
     ensure!(!ping(pair, Party::A, Party::B, false)?, "a host without power answered");
+    pair.cut(Party::A, Party::B).context("a link of a host that is off")?;
     let start = Instant::now();
     pair.b().boot()?;
+    expect_link(pair, Party::A, Party::B, false).context("cut while b was off")?;
+    pair.join(Party::A, Party::B)?;
+    expect_link(pair, Party::A, Party::B, true)?;
     ctx.note(&format!("power loss and boot ({:.1} s)", start.elapsed().as_secs_f32()));
     ensure!(pair.b().sh("cat /root/kept")? == "kept", "the disk lost what was synced");
     Ok(())

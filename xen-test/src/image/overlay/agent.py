@@ -1,12 +1,13 @@
 """Runs commands for the test harness over the management network of a nested dom0.
 
 One TCP connection is one command. The harness sends a 4-byte big-endian length and a JSON object
-{"cmd": str, "env": {..}}, then frames; the agent answers in frames. A frame is one type byte, a
+{"cmd": str, "wake": {"time": float, "entropy": hex} or absent}, then frames; the agent answers in frames. A frame is one type byte, a
 4-byte big-endian length and that many bytes:
     to the agent:   0 input for the command (length 0: end of input)
     to the harness: 1 output, 2 error output, 3 end (4-byte signed: exit code, or minus the signal)
 When the connection goes away, the command's whole process group is killed.
 """
+import fcntl
 import json
 import os
 import selectors
@@ -16,6 +17,7 @@ import struct
 import subprocess
 import sys
 import threading
+from time import CLOCK_REALTIME, clock_settime
 
 
 def read_exactly(conn, count):
@@ -58,16 +60,29 @@ def feed(conn, child):
                 pass
 
 
+def wake(time, entropy):
+    """After a start from a snapshot: the right time, and other random numbers than last time.
+
+    RNDADDENTROPY and RNDRESEEDCRNG are of linux/random.h.
+    """
+    clock_settime(CLOCK_REALTIME, time)
+    data = bytes.fromhex(entropy)
+    with open("/dev/urandom", "wb") as device:
+        fcntl.ioctl(device, 0x40085203, struct.pack("=ii", len(data) * 8, len(data)) + data)
+        fcntl.ioctl(device, 0x5207)
+
+
 def serve(conn):
     conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     child = None
     try:
         (length,) = struct.unpack(">I", read_exactly(conn, 4))
         request = json.loads(read_exactly(conn, length))
-        environment = dict(os.environ, **request.get("env", {}))
+        if "wake" in request:
+            wake(**request["wake"])
         child = subprocess.Popen(
             ["/bin/bash", "-c", request["cmd"]], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, start_new_session=True, cwd="/root", env=environment, bufsize=0)
+            stderr=subprocess.PIPE, start_new_session=True, cwd="/root", bufsize=0)
         threading.Thread(target=feed, args=(conn, child), daemon=True).start()
         with selectors.DefaultSelector() as selector:
             selector.register(child.stdout, selectors.EVENT_READ, 1)
