@@ -7,7 +7,7 @@ use devices::{Ending, EpochContext};
 
 use crate::Verdict;
 use crate::frames::{Mark, TYPES};
-use crate::world::{World, armed, ensure, exists, sh};
+use crate::world::{World, armed, ensure, exists, sh, unhurried};
 
 fn tags(marks: &[Mark]) -> Vec<u32> {
     let mut tags: Vec<u32> = marks.iter().map(|m| m.tag).collect();
@@ -150,7 +150,7 @@ pub(crate) async fn random_requests_agree_with_the_model() -> Verdict {
     w.setup_and_arm().await?;
     // From here on the plug is the check's: the buffer's own thread would repair it.
     w.teardown(Ending::Hold).await?;
-    w.fresh_set(NetBufferConfig::default());
+    w.fresh_set(unhurried());
     let mut model: PlugModel<()> = PlugModel::new(64 << 20);
     let mut expected = 0;
     let mut random = 0x2545_f491_4f6c_dd1du64;
@@ -186,7 +186,7 @@ pub(crate) async fn random_requests_agree_with_the_model() -> Verdict {
 
 pub(crate) async fn overflow_is_counted() -> Verdict {
     let limit_bytes = 50_000;
-    let mut w = World::with(NetBufferConfig { limit_bytes, ..NetBufferConfig::default() })?;
+    let mut w = World::with(NetBufferConfig { limit_bytes, ..unhurried() })?;
     w.setup_and_arm().await?;
     w.send_kind(crate::frames::PLAIN, 1, 100, 1000)?;
     w.until("drops", || Ok(w.queue()?.2 == 50)).await?;

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, ExitCode, Stdio};
 
-use devices::netbuffer::{NetBuffer, NetBufferConfig, NetEvent, is_sealed, leftovers, remove_leftover, seal, unseal};
+use devices::netbuffer::{NetBuffer, NetEvent, is_sealed, leftovers, remove_leftover, seal, unseal};
 use devices::{Device, DeviceSet, Ending, Kind, Policy};
 
 use crate::Verdict;
-use crate::world::{World, armed, ensure, exists, sh};
+use crate::world::{World, armed, ensure, exists, sh, unhurried};
 
 // As `map_err` wants it.
 #[allow(clippy::needless_pass_by_value)]
@@ -222,7 +222,7 @@ pub(crate) fn hold_until_killed(arguments: &[String]) -> ExitCode {
     };
     runtime.block_on(async {
         let (events, _inbox) = tokio::sync::mpsc::channel(100);
-        let netbuffer = std::sync::Arc::new(NetBuffer::new(NetBufferConfig::default(), events));
+        let netbuffer = std::sync::Arc::new(NetBuffer::new(unhurried(), events));
         let mut set = DeviceSet::new(vec![netbuffer], Policy::strict());
         if let Err(e) = set.setup(vec![device]).await {
             println!("{e}");
@@ -285,7 +285,7 @@ pub(crate) async fn leftovers_are_refused_found_and_removed_after_a_kill() -> Ve
         let expected: &[u32] = if ending == Ending::Release { &[1, 1, 1, 1, 2, 2, 2, 9] } else { &[9] };
         ensure(seen.iter().map(|m| m.tag).collect::<Vec<_>>() == expected, || format!("{ending:?}: {seen:?}"))?;
         w.nothing_left()?;
-        w.fresh_set(NetBufferConfig::default());
+        w.fresh_set(unhurried());
         w.setup_and_arm().await?;
         w.teardown(Ending::Release).await?;
     }

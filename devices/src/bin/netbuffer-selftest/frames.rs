@@ -13,7 +13,7 @@ use nix::sys::time::TimeVal;
 /// Begins the payload of every marked frame.
 const MAGIC: &[u8; 8] = b"selftest";
 /// How long a frame that should come may take.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The kinds of frames that are tried. A VLAN tag comes before its inner type.
 pub(crate) const TYPES: [(&str, &[u8]); 7] = [

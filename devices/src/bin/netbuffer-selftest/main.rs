@@ -23,7 +23,7 @@ pub(crate) type Verdict = Result<(), String>;
 type Check = fn() -> Pin<Box<dyn Future<Output = Verdict>>>;
 
 /// Under full emulation the slowest takes a few seconds.
-const LONGEST: Duration = Duration::from_secs(120);
+const LONGEST: Duration = Duration::from_secs(300);
 
 macro_rules! check {
     ($module:ident :: $name:ident) => {

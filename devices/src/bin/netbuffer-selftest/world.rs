@@ -11,7 +11,7 @@ use devices::{Device, DeviceSet, EpochContext, Kind, Policy};
 
 use crate::frames::{Mark, Observer, PLAIN, Sender};
 
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 static NEXT_DOMID: AtomicU32 = AtomicU32::new(1);
 
@@ -86,6 +86,11 @@ fn connect(guest: &Guest, domid: u32, bridge: &str, vif: &str, inside: &str) -> 
     Ok(())
 }
 
+/// The defaults, but for the patience that full emulation on a busy machine needs.
+pub(crate) fn unhurried() -> NetBufferConfig {
+    NetBufferConfig { request_timeout: PATIENCE, drain_timeout: PATIENCE, ..NetBufferConfig::default() }
+}
+
 fn new_set(config: NetBufferConfig) -> (DeviceSet, tokio::sync::mpsc::Receiver<NetEvent>) {
     let (events, inbox) = tokio::sync::mpsc::channel(1000);
     let netbuffer = Arc::new(NetBuffer::new(config, events));
@@ -113,7 +118,7 @@ pub(crate) const fn armed(epoch: u64) -> EpochContext {
 impl World {
     /// Guest, bridge and an interface between them; nothing is buffered.
     pub(crate) fn new() -> Result<Self, String> {
-        Self::with(NetBufferConfig::default())
+        Self::with(unhurried())
     }
 
     pub(crate) fn with(config: NetBufferConfig) -> Result<Self, String> {
