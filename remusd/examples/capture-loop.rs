@@ -60,6 +60,9 @@ struct Arguments {
     /// Do not resume the third epoch: the guard has to
     #[arg(long)]
     hang: bool,
+    /// Only put right what an earlier run left behind
+    #[arg(long)]
+    recover: bool,
     /// Milliseconds that the whole suspended section may take
     #[arg(long, default_value_t = 10_000)]
     hard_deadline: u64,
@@ -112,6 +115,12 @@ async fn run(arguments: Arguments) -> Result<()> {
         bail!("no domain {domid}");
     };
     println!("{info:?}");
+    if arguments.recover {
+        println!("log-dirty left on: {}", hypervisor.log_dirty_is_on(domid).await?);
+        let mut suspender = Suspender::new(domid, Arc::clone(&hypervisor), Arc::clone(&store)).await?;
+        println!("settled: {:?}", suspender.settle(QMP_PATIENCE).await?);
+        return Ok(hypervisor.log_dirty_off(domid).await?);
+    }
     if let LogDirty::Unsupported(why) = hypervisor.log_dirty(domid).await? {
         bail!(why);
     }

@@ -21,4 +21,6 @@ pub use pull::{Chunked, Pull};
 pub use session::{SessionEvent, SessionParser};
 
 #[cfg(test)]
+mod fixture_tests;
+#[cfg(test)]
 mod tests;

@@ -208,6 +208,11 @@ impl Suspender {
             }
             match timeout_at(deadline.into(), self.event()).await {
                 Ok(event) => event?,
+                // Once more: a request whose write was under way when its future was dropped may have landed after the first try.
+                Err(_) if self.store.withdraw_suspend(self.domid).await? == Compared::Written => {
+                    self.outstanding = false;
+                    return Ok(Settled::Running);
+                }
                 Err(_) => return Ok(Settled::Undecided),
             }
         }
