@@ -52,7 +52,7 @@ impl CounterClient {
     pub fn connect(to: SocketAddr, rate: Rate, timeout: Duration) -> io::Result<Self> {
         let stream = TcpStream::connect_timeout(&to, timeout)?;
         stream.set_nodelay(true)?;
-        writeln!(&stream, "{rate}")?;
+        (&stream).write_all(format!("{rate}\n").as_bytes())?;
         let journal = Journal::new();
         let (theirs, reader) = (journal.clone(), stream.try_clone()?);
         thread::Builder::new().name("counter".into()).spawn(move || {
@@ -67,7 +67,7 @@ impl CounterClient {
     /// # Errors
     /// The connection is gone.
     pub fn ask(&self, rate: Rate) -> io::Result<()> {
-        writeln!(&self.stream, "{rate}")
+        (&self.stream).write_all(format!("{rate}\n").as_bytes())
     }
 
     /// The lines so far.

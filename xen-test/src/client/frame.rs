@@ -165,15 +165,20 @@ fn ip4(b: &[u8]) -> Option<Content> {
 
 fn ip6(b: &[u8]) -> Option<Content> {
     let end = (40 + usize::from(be16(b, 4)?)).min(b.len());
-    let (from, to, body) = (v6(b, 8)?, v6(b, 24)?, b.get(40..end)?);
-    match *b.get(6)? {
-        58 => {
-            let kind = *body.first()?;
-            let target = if matches!(kind, 135 | 136) { v6(body, 8) } else { None };
-            Some(Content::Icmp6 { kind, from, target })
-        }
-        protocol => transport(protocol, from.into(), to.into(), body),
+    let (from, to, mut body) = (v6(b, 8)?, v6(b, 24)?, b.get(40..end)?);
+    let mut protocol = *b.get(6)?;
+    // Hop-by-hop options (multicast reports carry them), routing, destination
+    // options: RFC 8200 section 4, the length counts 8 bytes beyond the first.
+    while matches!(protocol, 0 | 43 | 60) {
+        protocol = *body.first()?;
+        body = body.get((usize::from(*body.get(1)?) + 1) * 8..)?;
     }
+    if protocol == 58 {
+        let kind = *body.first()?;
+        let target = if matches!(kind, 135 | 136) { v6(body, 8) } else { None };
+        return Some(Content::Icmp6 { kind, from, target });
+    }
+    transport(protocol, from.into(), to.into(), body)
 }
 
 fn transport(protocol: u8, from: IpAddr, to: IpAddr, b: &[u8]) -> Option<Content> {
