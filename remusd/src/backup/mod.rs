@@ -8,6 +8,7 @@ mod copy;
 mod driver;
 pub mod error;
 pub mod feed;
+pub mod from_stock;
 pub mod host;
 pub mod incoming;
 pub mod machine;

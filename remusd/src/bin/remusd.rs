@@ -43,6 +43,18 @@ enum Command {
         #[arg(long, default_value = remusd::link::bridge::LINK_SOCKET)]
         link_socket: PathBuf,
     },
+    /// UNSAFE: stand where `xl remus -s` expects `xl migrate-receive -r`: the copy waits here for an operator.
+    ReceiveStock {
+        /// The daemon's link socket.
+        #[arg(long, default_value = remusd::link::bridge::LINK_SOCKET)]
+        link_socket: PathBuf,
+    },
+    /// Say whether a domain's writes are being logged: `on` or `off`. For when nothing saves it: asking ends the logging.
+    #[command(hide = true)]
+    LogDirty {
+        /// Domain name, id or UUID.
+        domain: String,
+    },
     /// Boot a domain from libxl's JSON on standard input; prints its id. Run by the daemon when a guest reboots.
     #[command(hide = true)]
     CreateDomain,
@@ -58,6 +70,8 @@ fn main() -> ExitCode {
                 ExitCode::from(error.exit_code())
             }
         },
+        Some(Command::ReceiveStock { link_socket }) => finish(receive_stock(link_socket)),
+        Some(Command::LogDirty { domain }) => finish(log_dirty(&domain)),
         Some(Command::CreateDomain) => finish(create_domain()),
         None => finish(daemon(args.run)),
     }
@@ -81,6 +95,36 @@ fn daemon(_: Run) -> anyhow::Result<()> {
 #[cfg(not(feature = "xen"))]
 fn create_domain() -> anyhow::Result<()> {
     anyhow::bail!("built without the feature \"xen\": this program cannot talk to a hypervisor")
+}
+
+fn receive_stock(link_socket: PathBuf) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = runtime.block_on(remusd::backup::from_stock::receive(link_socket));
+    // A read of standard input may still be under way on its own thread.
+    runtime.shutdown_background();
+    Ok(result?)
+}
+
+#[cfg(not(feature = "xen"))]
+fn log_dirty(_: &str) -> anyhow::Result<()> {
+    anyhow::bail!("built without the feature \"xen\": this program cannot talk to a hypervisor")
+}
+
+#[cfg(feature = "xen")]
+fn log_dirty(typed: &str) -> anyhow::Result<()> {
+    use std::sync::Arc;
+
+    use remusd::xen::{Hypervisor, RealStore, XenHypervisor, XenStore};
+    remusd::xen::soname::ensure()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let on = runtime.block_on(async {
+        let hypervisor: Arc<dyn Hypervisor> = Arc::new(XenHypervisor::open()?);
+        let store: Arc<dyn XenStore> = Arc::new(RealStore::open().await?);
+        let found = remusd::daemon::resolve::domain(&hypervisor, &store, typed).await?;
+        anyhow::Ok(hypervisor.log_dirty_is_on(found.info.domid).await?)
+    })?;
+    println!("{}", if on { "on" } else { "off" });
+    Ok(())
 }
 
 #[cfg(feature = "xen")]

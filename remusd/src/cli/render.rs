@@ -53,6 +53,7 @@ pub fn status(rows: &[StatusRow]) -> String {
     for row in rows {
         let (role, safe) = match row.role {
             Role::Primary => ("primary", if row.protected { "yes" } else { "NO" }),
+            Role::Backup if row.state == "active" => ("backup", "runs here"),
             Role::Backup => ("backup", if row.protected { "ready" } else { "not yet" }),
         };
         cells.push([

@@ -119,7 +119,7 @@ impl Daemon {
         match (outcome, reborn) {
             (_, Some(domid)) => self.monitor(monitor::MonitorRecord { domid, ..record }).await,
             (Outcome::Alone(_) | Outcome::Stopped | Outcome::NotStarted(_), None) if monitors => {
-                self.monitor(record).await
+                self.monitor(record).await;
             }
             _ => {}
         }

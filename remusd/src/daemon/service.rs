@@ -57,7 +57,7 @@ impl Service for Daemon {
                 let handle = self.incoming(&domain)?;
                 let report =
                     handle.failover(true).await.map_err(|e| ApiError::new(ErrorCode::Conflict, e.to_string()))?;
-                let mut value = serde_json::to_value(&report).unwrap_or_default();
+                let mut value = serde_json::to_value(report).unwrap_or_default();
                 if let Some(object) = value.as_object_mut() {
                     let text = format!(
                         "{domain} runs here now, from epoch {}: built in {} ms, running after {} ms",
@@ -301,7 +301,10 @@ async fn events(past: Vec<Event>, mut live: tokio::sync::broadcast::Receiver<Eve
     for event in past {
         answer.send(Reply::Event(event)).await;
     }
-    while follow {
+    if !follow {
+        return;
+    }
+    loop {
         let reply = tokio::select! {
             event = live.recv() => match event {
                 Ok(event) => Reply::Event(event),

@@ -136,3 +136,65 @@ pub fn fail_over(
 pub fn at(ip: impl Into<std::net::IpAddr>, port: u16) -> SocketAddr {
     SocketAddr::new(ip.into(), port)
 }
+
+/// A guest under protection of host a, backed up on host b, with a client that counts.
+pub struct Protected<'p> {
+    /// The guest.
+    pub guest: Guest<'p>,
+    /// The client, connected before protection began.
+    pub client: crate::client::CounterClient,
+}
+
+impl<'p> Protected<'p> {
+    /// Starts the daemons, makes the guest, lets it write to its memory, protects it and waits for a few armed epochs.
+    pub fn start(pair: &'p Pair, more: &str) -> Result<Self> {
+        start_daemons(pair)?;
+        let guest = Guest::create(pair, pair.a(), xen_test_guest::xl::GuestSpec::new(xen_test_guest::xl::Kind::Pvh))?;
+        let client = guest.counter(20.0)?;
+        guest.dirty(400, 64, 16)?;
+        protect(pair.a(), "guest", more)?;
+        wait_epochs(pair.a(), "guest", 3)?;
+        Ok(Self { guest, client })
+    }
+
+    /// Fails unless the client's connection lives, counts on from now, and has never missed or repeated a value; and the guest's memory
+    /// is whole and it is the boot that it was.
+    pub fn goes_on(&self) -> Result<()> {
+        let from = self.client.last().context("the counter never came")?.line.n;
+        ensure!(
+            self.client.wait_for(from + 40, PATIENCE).is_some(),
+            "the counter stands at {from}; the connection ended: {:?}",
+            self.client.ended()
+        );
+        let report = self.client.report();
+        ensure!(report.ended.is_none(), "the connection ended: {:?}", report.ended);
+        ensure!(
+            report.gaps == 0 && report.regressions == 0 && report.time_regressions == 0,
+            "the counter was not whole: {report:?}"
+        );
+        self.guest.is_the_same()?;
+        self.guest.verify()
+    }
+}
+
+/// Fails unless nothing of a protection is left on a host that runs (or ran) the guest: no IFB, no filter on a vif, no save helper,
+/// no pending suspend request, no record.
+pub fn nothing_left(host: &Host) -> Result<()> {
+    let left = host.sh(
+        "ip -o link show type ifb | grep -o 'rmifb[^:@]*'; \
+         for v in $(ls /sys/class/net | grep '^vif'); do tc qdisc show dev $v ingress | grep -q ingress && echo \"ingress qdisc on $v\"; done; \
+         pgrep -l libxl-save-help; \
+         for d in $(xenstore-list /local/domain); do \
+           [ \"$(xenstore-read /local/domain/$d/control/shutdown 2>/dev/null)\" = suspend ] && echo \"suspend request of domain $d\"; done; \
+         ls /var/lib/remus/primary; true",
+    )?;
+    ensure!(left.is_empty(), "left on host {}: {left}", host.name());
+    Ok(())
+}
+
+/// Fails unless the host holds no copy: neither a domain of the guest's name nor an incoming one.
+pub fn no_copy(host: &Host, guest: &str) -> Result<()> {
+    wait_until(PATIENCE, &format!("no copy of {guest} on host {}", host.name()), || {
+        Ok((!domains(host)?.iter().any(|name| name.starts_with(guest))).then_some(()))
+    })
+}

@@ -2,7 +2,16 @@
 
 mod harness_end;
 mod harness_self;
+mod main_backup_loss;
+mod main_guest_ends;
+mod main_interop;
+mod main_kills;
+mod main_output_commit;
+mod main_planned_stop;
 mod main_power_loss;
+mod main_primary_frozen;
+mod main_refusals;
+mod main_two_guests;
 mod report;
 mod runner;
 
@@ -28,7 +37,28 @@ pub struct Scenario {
 }
 
 /// All scenarios, in the order in which they run.
-pub const SCENARIOS: &[Scenario] = &[harness_self::SELF, harness_end::END, main_power_loss::PVH, main_power_loss::HVM];
+pub const SCENARIOS: &[Scenario] = &[
+    harness_self::SELF,
+    harness_end::END,
+    main_power_loss::PVH,
+    main_power_loss::HVM,
+    main_output_commit::COMMIT,
+    main_planned_stop::STOP,
+    main_backup_loss::POWER,
+    main_backup_loss::FROZEN,
+    main_backup_loss::HOLD,
+    main_primary_frozen::FROZEN,
+    main_guest_ends::POWEROFF,
+    main_guest_ends::REBOOT,
+    main_guest_ends::CRASH,
+    main_kills::PRIMARY,
+    main_kills::BACKUP,
+    main_kills::PARTS,
+    main_interop::TO_STOCK,
+    main_interop::FROM_STOCK,
+    main_two_guests::TWO,
+    main_refusals::REFUSALS,
+];
 
 /// What a scenario works with.
 #[derive(Debug)]

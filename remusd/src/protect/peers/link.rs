@@ -87,7 +87,7 @@ impl PeerControl for LinkControl {
                 *resumed_at = Some(Instant::now());
                 link::GuestState::Running
             }
-            GuestDoes::Stuck => link::GuestState::Running,
+            GuestDoes::Stuck => link::GuestState::Stuck,
             GuestDoes::Suspended => link::GuestState::Suspended,
             GuestDoes::Ended => link::GuestState::Shutdown,
         };
