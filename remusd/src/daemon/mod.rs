@@ -10,13 +10,14 @@ pub mod run;
 pub mod service;
 pub mod setup;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 
+use crate::api::{ApiError, ErrorCode};
 use crate::ids::{Generation, ProtectionId};
 use crate::ops::{DomainRef, EventLog};
 use crate::protect::driver;
@@ -68,13 +69,55 @@ pub struct Daemon {
     /// Copies of other hosts' guests.
     pub backups: Arc<crate::backup::Registry>,
     monitors: Mutex<HashMap<ProtectionId, JoinHandle<()>>>,
+    /// Protections that are being set up, which takes as long as the peer takes to answer.
+    starting: Arc<std::sync::Mutex<HashSet<ProtectionId>>>,
+}
+
+/// Keeps a second set-up of the same domain away until dropped.
+struct Starting {
+    set: Arc<std::sync::Mutex<HashSet<ProtectionId>>>,
+    uuid: ProtectionId,
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        self.set.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&self.uuid);
+    }
 }
 
 impl Daemon {
     /// A daemon that holds nothing yet.
     #[must_use]
     pub fn new(host: Host, state: StateDir, log: Arc<EventLog>, backups: Arc<crate::backup::Registry>) -> Self {
-        Self { host, state, log, primaries: Mutex::default(), backups, monitors: Mutex::default() }
+        Self {
+            host,
+            state,
+            log,
+            primaries: Mutex::default(),
+            backups,
+            monitors: Mutex::default(),
+            starting: Arc::default(),
+        }
+    }
+
+    /// Makes this the only set-up of the domain.
+    async fn reserve(&self, domain: &DomainRef) -> Result<Starting, ApiError> {
+        let conflict = |what: &str| {
+            ApiError::new(
+                ErrorCode::Conflict,
+                format!("{} {what}; `remus status` shows it, `remus unprotect` ends it", domain.name),
+            )
+        };
+        let running =
+            self.primaries.lock().await.get(&domain.uuid).is_some_and(|p| p.handle.outcome.borrow().is_none());
+        if running {
+            return Err(conflict("is protected already"));
+        }
+        let mut set = self.starting.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if !set.insert(domain.uuid) {
+            return Err(conflict("is about to be protected already"));
+        }
+        Ok(Starting { set: self.starting.clone(), uuid: domain.uuid })
     }
 
     /// Ends every protection of this host's guests as planned: they run on, no copy is left. Copies of other hosts' guests are given

@@ -59,15 +59,7 @@ impl Daemon {
         options.validate().map_err(|e| ApiError::new(ErrorCode::Invalid, e.to_string()))?;
         let found = resolve::domain(&self.host.hypervisor, &self.host.store, typed).await?;
         let (domain, domid) = (found.domain, found.info.domid);
-        let mut primaries = self.primaries.lock().await;
-        if let Some(old) = primaries.get(&domain.uuid)
-            && old.handle.outcome.borrow().is_none()
-        {
-            return Err(ApiError::new(
-                ErrorCode::Conflict,
-                format!("{} is protected already; `remus status` shows it, `remus unprotect` ends it", domain.name),
-            ));
-        }
+        let _starting = self.reserve(&domain).await?;
         if domain.name.ends_with(crate::stream::handshake::INCOMING_SUFFIX) {
             return Err(ApiError::new(
                 ErrorCode::Conflict,
@@ -175,8 +167,9 @@ impl Daemon {
         };
         let unsafe_target = parts.self_acknowledging;
         let handle = Arc::new(driver::start(parts, suspender));
-        primaries.insert(domain.uuid, Primary { domain, target, generation, unsafe_target, handle: handle.clone() });
-        drop(primaries);
+        let uuid = domain.uuid;
+        let primary = Primary { domain, target, generation, unsafe_target, handle: handle.clone() };
+        self.primaries.lock().await.insert(uuid, primary);
         let (daemon, watched) = (self.clone(), handle.clone());
         tokio::spawn(async move {
             let outcome = watched.ended().await;
