@@ -108,16 +108,17 @@ impl Daemon {
                 format!("{} {what}; `remus status` shows it, `remus unprotect` ends it", domain.name),
             )
         };
-        let running =
-            self.primaries.lock().await.get(&domain.uuid).is_some_and(|p| p.handle.outcome.borrow().is_none());
-        if running {
-            return Err(conflict("is protected already"));
-        }
-        let mut set = self.starting.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if !set.insert(domain.uuid) {
+        let inserted = self.starting.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(domain.uuid);
+        if !inserted {
             return Err(conflict("is about to be protected already"));
         }
-        Ok(Starting { set: self.starting.clone(), uuid: domain.uuid })
+        // From here on no other set-up can begin or end unseen.
+        let starting = Starting { set: self.starting.clone(), uuid: domain.uuid };
+        let primaries = self.primaries.lock().await;
+        if primaries.get(&domain.uuid).is_some_and(|p| p.handle.outcome.borrow().is_none()) {
+            return Err(conflict("is protected already"));
+        }
+        Ok(starting)
     }
 
     /// Ends every protection of this host's guests as planned: they run on, no copy is left. Copies of other hosts' guests are given
