@@ -12,6 +12,7 @@ mod main_power_loss;
 mod main_primary_frozen;
 mod main_refusals;
 mod main_two_guests;
+mod main_xl_remus;
 mod report;
 mod runner;
 
@@ -57,6 +58,7 @@ pub const SCENARIOS: &[Scenario] = &[
     main_interop::TO_STOCK,
     main_interop::FROM_STOCK,
     main_two_guests::TWO,
+    main_xl_remus::XL_REMUS,
     main_refusals::REFUSALS,
 ];
 

@@ -1,0 +1,54 @@
+//! `xl-remus`: the flags of `xl remus` 4.17, in the foreground.
+
+use anyhow::{Result, ensure};
+use remusd::api::Role;
+use xen_test_guest::xl::{GuestSpec, Kind};
+
+use super::{Ctx, Scenario};
+use crate::protection::{Guest, PATIENCE, nothing_left, row, start_daemon};
+use crate::wait::wait_until;
+
+pub(super) const XL_REMUS: Scenario = Scenario {
+    name: "main-xl-remus",
+    about: "xl-remus takes xl remus's flags, runs in the foreground, and ends the protection when it is ended",
+    hosts: 1,
+    run,
+};
+
+fn run(ctx: &mut Ctx<'_>) -> Result<()> {
+    let pair = ctx.pair();
+    let a = pair.a();
+    start_daemon(a)?;
+    for (arguments, word) in [
+        ("-b guest dummy", "-F"),
+        ("-n guest dummy", "-F"),
+        ("-c guest dummy", "COLO"),
+        ("-F -p guest dummy", "COLO"),
+        ("-x guest dummy", "not known"),
+        ("-i", "needs a value"),
+        ("guest", "a domain and a host"),
+    ] {
+        let output = a.run(&format!("xl-remus {arguments}"))?;
+        let said = format!("{}{}", output.stdout, output.stderr);
+        ensure!(!output.ok() && said.contains(word), "xl-remus {arguments} must refuse with {word:?}: {said}");
+    }
+    let guest = Guest::create(pair, a, GuestSpec::new(Kind::Pvh))?;
+    // Twice: ended by Ctrl-C, and by the death of the command.
+    for signal in ["INT", "KILL"] {
+        let foreground = a.spawn("exec xl-remus -F -b -u -n -d -e -i 100 guest dummy")?;
+        wait_until(PATIENCE, "a few checkpoints into the black hole", || {
+            Ok(row(a, "guest", Role::Primary)?.filter(|r| r.acked.is_some_and(|e| e.0 >= 3)))
+        })?;
+        let shown = row(a, "guest", Role::Primary)?;
+        ensure!(shown.is_some_and(|r| !r.protected), "a black hole must not be called protection");
+        a.sh(&format!("kill -{signal} $(pgrep -x remus)"))?;
+        wait_until(PATIENCE, "the protection ends with its command", || {
+            Ok(row(a, "guest", Role::Primary)?.filter(|r| r.state == "stopped").map(drop))
+        })?;
+        drop(foreground);
+        nothing_left(a)?;
+        guest.is_the_same()?;
+        ctx.note(&format!("ended by SIG{signal}"));
+    }
+    Ok(())
+}
