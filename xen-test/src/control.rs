@@ -20,7 +20,8 @@ boot HOST     power it on again (from its disk) and wait until xl is usable
 freeze HOST   stop a whole host where it stands
 thaw HOST     let it go on
 kill9 HOST RE kill -9 in a dom0 of what matches the expression
-reset         both hosts back to where they were after the boot";
+reset         both hosts back to where they were after the boot
+snapshot      from now on, reset goes back to this moment (best without guests)";
 
 /// Name of the control socket in a run's directory.
 pub const SOCKET: &str = "control";
@@ -43,6 +44,7 @@ pub fn act(pair: &Pair, line: &str) -> Result<()> {
         ["thaw", host] => find(pair, host)?.thaw(),
         ["kill9", host, pattern @ ..] if !pattern.is_empty() => find(pair, host)?.kill9(&pattern.join(" ")),
         ["reset"] => pair.reset(),
+        ["snapshot"] => pair.snapshot(),
         _ => bail!("not understood: {line}\n{HELP}"),
     }
 }

@@ -34,24 +34,19 @@ pub struct UpArgs {
     /// Build remusd and remus and install them in the dom0s
     #[arg(long)]
     install: bool,
-    /// Take a snapshot, so that `xen-test fault reset` works
-    #[arg(long)]
-    snapshot: bool,
 }
 
 impl UpArgs {
     /// A closure that boots and prepares what these arguments ask for, and opens it to others.
     pub fn starter(&self) -> impl FnOnce() -> Result<Arc<Pair>> + Send + 'static {
-        let (options, install, snapshot) = (self.boot_options(), self.install, self.snapshot);
+        let (options, install) = (self.boot_options(), self.install);
         move || {
             let pair = Pair::boot(&options)?;
             prepare::guests(&pair)?;
             if install {
                 prepare::project(&pair)?;
             }
-            if snapshot {
-                pair.snapshot()?;
-            }
+            pair.snapshot()?;
             let pair = Arc::new(pair);
             control::serve(&pair)?;
             pair.announce()?;

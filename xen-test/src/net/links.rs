@@ -77,18 +77,21 @@ pub struct Links {
     cuts: Mutex<Cuts>,
 }
 
+/// The interfaces that are there whatever the hosts are, as commands of `ip`.
+const INTERFACES: &str = "\
+link set lo up
+link add data type bridge stp_state 0 forward_delay 0 mcast_snooping 0
+link add void type bridge stp_state 0 forward_delay 0 mcast_snooping 0
+link add mgmt type bridge stp_state 0 forward_delay 0 mcast_snooping 0
+link add client type veth peer name client-port
+link set client-port master data up
+";
+
 impl Links {
     /// Makes both bridges, the client's interface and a pair of taps for each host (`data-X`,
     /// `mgmt-X`).
     pub fn new(netns: Arc<NetNs>, hosts: &[&str]) -> Result<Self> {
-        let mut batch = String::from(
-            "link set lo up\n\
-             link add data type bridge stp_state 0 forward_delay 0 mcast_snooping 0\n\
-             link add void type bridge stp_state 0 forward_delay 0 mcast_snooping 0\n\
-             link add mgmt type bridge stp_state 0 forward_delay 0 mcast_snooping 0\n\
-             link add client type veth peer name client-port\n\
-             link set client-port master data up\n",
-        );
+        let mut batch = String::new();
         for host in hosts {
             for network in ["data", "mgmt"] {
                 let tap = format!("{network}-{host}");
@@ -105,11 +108,10 @@ impl Links {
         // The hosts must not find a way around a cut link through the management network.
         let isolate: String = hosts.iter().map(|host| format!("link set dev mgmt-{host} isolated on\n")).collect();
         netns.call(move || {
-            // No address on the data bridge itself, not even a link-local one: it is a wire.
-            let quiet = |dir: &str, name: &str| std::fs::write(format!("/proc/sys/net/ipv6/conf/{dir}/{name}"), "0");
-            // Absent when the kernel has no IPv6: then there is nothing to quieten.
-            let _ = quiet("default", "accept_dad");
-            let _ = quiet("all", "accept_dad");
+            only_own_addresses()?;
+            batched("ip", INTERFACES)?;
+            // Absent when the kernel has no IPv6: then the client's address says so.
+            let _ = std::fs::write("/proc/sys/net/ipv6/conf/client/disable_ipv6", "0");
             batched("ip", &batch)?;
             batched("bridge", &isolate)
         })??;
@@ -171,6 +173,23 @@ impl Links {
                 .try_for_each(|(program, lines)| batched(program, lines))
         })?
     }
+}
+
+/// Keeps the bridges and ports from taking part themselves: to the namespace they are interfaces like
+/// the client's own, and would answer for its address and take packets for it past a cut link.
+/// Called in the namespace before any interface is made.
+fn only_own_addresses() -> Result<()> {
+    // IPv4: answer ARP only where the address is, take packets only where their answer would go.
+    for (name, value) in [("arp_ignore", "1"), ("rp_filter", "1")] {
+        std::fs::write(format!("/proc/sys/net/ipv4/conf/all/{name}"), value)
+            .with_context(|| format!("cannot set {name}"))?;
+    }
+    // IPv6: off except where it is switched on. Absent when the kernel has no IPv6 at all.
+    let set = |name: &str, value: &str| std::fs::write(format!("/proc/sys/net/ipv6/conf/default/{name}"), value);
+    if set("accept_dad", "0").is_ok() {
+        set("disable_ipv6", "1").context("cannot switch IPv6 off on the bridges")?;
+    }
+    Ok(())
 }
 
 fn lines(parties: &[Party], line: impl Fn(Party) -> String) -> String {

@@ -1,5 +1,6 @@
 //! The harness tried on itself: what every other scenario relies on.
 
+use std::net::UdpSocket;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -44,6 +45,7 @@ fn run(ctx: &mut Ctx<'_>) -> Result<()> {
         pair.join(one, other)?;
     }
     ctx.note("all 8 combinations of cut links cut just what they should");
+    one_way(pair)?;
     let collected = ctx.logs().join("collected");
     pair.a().collect_logs(&collected)?;
     for file in ["tmp/xl-list.txt", "var/log/xen/console/hypervisor.log"] {
@@ -94,6 +96,31 @@ fn ping(pair: &Pair, one: Party, other: Party, expected: bool) -> Result<bool> {
         Party::Client => "client",
     };
     Ok(host.run(&format!("ping -n -q {options} {target}"))?.ok())
+}
+
+/// A cut holds for packets that want no answer, too, and for a sender that has to ask for the
+/// client's hardware address anew.
+fn one_way(pair: &Pair) -> Result<()> {
+    let socket = pair
+        .client_ns()
+        .call(|| UdpSocket::bind("0.0.0.0:9999"))?
+        .context("cannot listen in the client's namespace")?;
+    socket.set_read_timeout(Some(Duration::from_secs(3)))?;
+    let send = |text: &str| {
+        pair.a().sh(&format!(
+            "ip neigh flush all; echo {text} | socat - UDP:client:9999; \
+             echo {text} | socat - UDP-DATAGRAM:10.77.0.255:9999,broadcast"
+        ))
+    };
+    let mut buffer = [0; 64];
+    pair.cut(Party::A, Party::Client)?;
+    send("leak")?;
+    ensure!(socket.recv(&mut buffer).is_err(), "a datagram came through a cut link");
+    pair.join(Party::A, Party::Client)?;
+    send("joined")?;
+    let count = socket.recv(&mut buffer).context("no datagram over a joined link")?;
+    ensure!(&buffer[..count] == b"joined\n", "a datagram of the time of the cut came late");
+    Ok(())
 }
 
 fn freeze(ctx: &Ctx<'_>) -> Result<()> {
