@@ -49,12 +49,15 @@ fn links() {
 /// taken for the action, and the action for a limit of a few bytes.
 #[test]
 fn plug() {
-    // TCA_KIND (1) "plug", TCA_OPTIONS (2) { TCQ_PLUG_LIMIT (3), 64 MiB }.
+    // TCA_KIND (1) "plug", TCA_STAB (8) { TCA_STAB_BASE (1) { overhead 4864 (0x1300) } },
+    // TCA_OPTIONS (2) { TCQ_PLUG_LIMIT (3), 64 MiB }.
     is(
         put_plug(7, plug_handle(0x5200), 64 << 20),
         CHANGE | NLM_F_CREATE | NLM_F_REPLACE,
-        "3c000000 24000505 01000000 00000000  00000000 07000000 00000052 ffffffff 00000000
-         09000100 706c7567 00000000  0c000200 03000000 00000004",
+        "5c000000 24000505 01000000 00000000  00000000 07000000 00000052 ffffffff 00000000
+         09000100 706c7567 00000000
+         20000800 1c000100 00000000 00130000 00000000 00000000 00000000 00000000
+         0c000200 03000000 00000004",
     );
     for (op, action) in
         [(PlugOp::Buffer, "00000000"), (PlugOp::ReleaseOne, "01000000"), (PlugOp::ReleaseIndefinite, "02000000")]
@@ -63,8 +66,10 @@ fn plug() {
             change_plug(7, plug_handle(0x5200), op),
             CHANGE,
             &format!(
-                "3c000000 24000500 01000000 00000000  00000000 07000000 00000052 ffffffff 00000000
-                 09000100 706c7567 00000000  0c000200 {action} 00000000"
+                "5c000000 24000500 01000000 00000000  00000000 07000000 00000052 ffffffff 00000000
+                 09000100 706c7567 00000000
+                 20000800 1c000100 00000000 00130000 00000000 00000000 00000000 00000000
+                 0c000200 {action} 00000000"
             ),
         );
     }
@@ -88,18 +93,21 @@ fn ingress() {
 fn filters() {
     // tcm_info: preference in the high half, ETH_P_ALL in network order in the low one.
     // TCA_KIND "matchall", TCA_OPTIONS { TCA_MATCHALL_ACT (2) { 1: TCA_ACT_KIND (1) "mirred",
-    // TCA_ACT_OPTIONS (2, nested) { TCA_MIRRED_PARMS (2) { 0, 0, TC_ACT_STOLEN (4), 0, 0,
-    // TCA_EGRESS_REDIR (1), ifindex 7 } }, TCA_ACT_COOKIE (6) } }.
+    // TCA_ACT_OPTIONS (2, nested) { TCA_MIRRED_PARMS (2) { 0, 0, TC_ACT_PIPE (3), 0, 0,
+    // TCA_EGRESS_REDIR (1), ifindex 7 } }, TCA_ACT_COOKIE (6) },
+    // 2: "gact" { TCA_GACT_PARMS (2) { 0, 0, TC_ACT_SHOT (2), 0, 0 } } }.
     is(
         add_redirect(6, 7),
         NEW,
-        "84000000 2c000506 01000000 00000000  00000000 06000000 00000000 f2ffffff 00030200
-         0d000100 6d617463 68616c6c 00000000  50000200 4c000200 48000100
+        "b0000000 2c000506 01000000 00000000  00000000 06000000 00000000 f2ffffff 00030200
+         0d000100 6d617463 68616c6c 00000000  7c000200 78000200 48000100
          0b000100 6d697272 65640000  24000280 20000200
-         00000000 00000000 04000000 00000000 00000000 01000000 07000000
-         13000600 72656d75 73642d72 65646972 65637400",
+         00000000 00000000 03000000 00000000 00000000 01000000 07000000
+         13000600 72656d75 73642d72 65646972 65637400
+         2c000200 09000100 67616374 00000000  1c000280 18000200
+         00000000 00000000 02000000 00000000 00000000",
     );
-    // The same with "gact" and TC_ACT_SHOT (2).
+    // "gact" alone.
     is(
         add_seal(6),
         NEW,

@@ -9,7 +9,7 @@ use crate::device::DeviceStats;
 use super::conn::Conn;
 use super::error::NetError;
 use super::event::NetEvent;
-use super::messages::plug_handle;
+use super::messages::{PACKET_COST, plug_handle};
 use super::ops::On;
 use super::plug_model::PlugOp;
 use super::plug_state::{Outcome, PlugState};
@@ -142,7 +142,11 @@ impl Lane {
         };
         let total = self.drops_before + u64::from(queue.drops);
         if let Ok(mut stats) = self.stats.lock() {
-            *stats = DeviceStats { queued: queue.packets, queued_bytes: queue.bytes, dropped: total };
+            *stats = DeviceStats {
+                queued: queue.packets,
+                queued_bytes: queue.bytes.saturating_sub(queue.packets * u64::from(PACKET_COST)),
+                dropped: total,
+            };
         }
         let packets = total.saturating_sub(self.drops_told);
         self.drops_told = total;

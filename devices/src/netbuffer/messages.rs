@@ -91,15 +91,35 @@ fn plug_options(action: i32, limit: u32) -> TcAttribute {
     TcAttribute::Other(DefaultNla::new(TCA_OPTIONS, options))
 }
 
+/// What a held packet costs beyond its bytes, at most, in bytes: its descriptor and head (768), and a page of
+/// which it uses little (4096). Without this a guest that sends small packets has this host hold many times the limit.
+pub const PACKET_COST: u32 = 4864;
+
+/// A size table without a table (`TCA_STAB_BASE` with a `struct tc_sizespec` of `linux/pkt_sched.h`): only the
+/// overhead is added to each packet's length when the queue adds up what it holds.
+fn packet_cost() -> Vec<u8> {
+    let mut spec = Vec::new();
+    spec.extend(28u16.to_ne_bytes());
+    spec.extend(1u16.to_ne_bytes());
+    // cell_log, size_log, cell_align.
+    spec.extend([0; 4]);
+    spec.extend(PACKET_COST.to_ne_bytes());
+    // linklayer, mpu, mtu, tsize.
+    spec.extend([0; 16]);
+    spec
+}
+
 /// Puts a new plug, closed and holding at most `limit` bytes, in place of whatever the root qdisc is.
 pub(super) fn put_plug(index: u32, handle: TcHandle, limit: u32) -> RouteNetlinkMessage {
     let mut message = tc(index, handle, TcHandle::ROOT, 0);
     message.attributes.push(TcAttribute::Kind(PLUG.into()));
+    message.attributes.push(TcAttribute::Stab(packet_cost()));
     message.attributes.push(plug_options(TCQ_PLUG_LIMIT, limit));
     RouteNetlinkMessage::NewQueueDiscipline(message)
 }
 
-/// Changes a plug. With its handle in the message, another qdisc in its place refuses.
+/// Changes a plug. With its handle in the message, another qdisc in its place refuses. A change without a size
+/// table takes away the one that is there.
 pub(super) fn change_plug(index: u32, handle: TcHandle, op: PlugOp) -> RouteNetlinkMessage {
     let action = match op {
         PlugOp::Buffer => 0,
@@ -108,6 +128,7 @@ pub(super) fn change_plug(index: u32, handle: TcHandle, op: PlugOp) -> RouteNetl
     };
     let mut message = tc(index, handle, TcHandle::ROOT, 0);
     message.attributes.push(TcAttribute::Kind(PLUG.into()));
+    message.attributes.push(TcAttribute::Stab(packet_cost()));
     message.attributes.push(plug_options(action, 0));
     RouteNetlinkMessage::NewQueueDiscipline(message)
 }
@@ -146,49 +167,52 @@ fn filter(index: u32, preference: u16) -> TcMessage {
     message
 }
 
-fn add_filter(index: u32, preference: u16, kind: &str, options: TcActionOption, cookie: &[u8]) -> RouteNetlinkMessage {
+fn action(slot: u16, kind: &str, options: TcActionOption, cookie: &[u8]) -> TcAction {
     let mut action = TcAction::default();
-    action.attributes = vec![
-        TcActionAttribute::Kind(kind.into()),
-        TcActionAttribute::Options(vec![options]),
-        TcActionAttribute::Cookie(cookie.to_vec()),
-    ];
+    action.tab = slot;
+    action.attributes = vec![TcActionAttribute::Kind(kind.into()), TcActionAttribute::Options(vec![options])];
+    if !cookie.is_empty() {
+        action.attributes.push(TcActionAttribute::Cookie(cookie.to_vec()));
+    }
+    action
+}
+
+/// Drops the packet. The options are one `struct tc_gact`, which is the generic part of an action: index,
+/// capabilities, action, two counts.
+fn drop_it(slot: u16, cookie: &[u8]) -> TcAction {
+    let mut parms = vec![0; 20];
+    parms[8..12].copy_from_slice(&i32::from(TcActionType::Shot).to_ne_bytes());
+    action(slot, "gact", TcActionOption::Other(DefaultNla::new(TCA_GACT_PARMS, parms)), cookie)
+}
+
+fn add_filter(index: u32, preference: u16, actions: Vec<TcAction>) -> RouteNetlinkMessage {
     let mut message = filter(index, preference);
-    message
-        .attributes
-        .push(TcAttribute::Options(vec![TcOption::MatchAll(TcFilterMatchAllOption::Action(vec![action]))]));
+    message.attributes.push(TcAttribute::Options(vec![TcOption::MatchAll(TcFilterMatchAllOption::Action(actions))]));
     RouteNetlinkMessage::NewTrafficFilter(message)
 }
 
 /// Sends whatever `index` receives, of every protocol, to the egress queue of `to` instead.
+///
+/// A redirect that ends there (`TC_ACT_STOLEN`) hands over the packet itself, which for Xen's netback is made of
+/// the guest's own pages: while it is held the guest's transmit slot is taken, and the domain cannot be
+/// destroyed. One that goes on (`TC_ACT_PIPE`) hands over a clone, and cloning copies such pages
+/// (`skb_orphan_frags` in the kernel's `skb_clone`); the packet itself is then dropped, which completes it for
+/// the guest. When cloning or redirecting fails, mirred drops the packet itself.
 pub(super) fn add_redirect(index: u32, to: u32) -> RouteNetlinkMessage {
     let mut generic = TcActionGeneric::default();
-    generic.action = TcActionType::Stolen;
+    generic.action = TcActionType::Pipe;
     let mut mirror = TcMirror::default();
     mirror.generic = generic;
     mirror.eaction = TcMirrorActionType::EgressRedir;
     mirror.ifindex = to;
-    add_filter(
-        index,
-        REDIRECT_PREFERENCE,
-        TcActionMirror::KIND,
-        TcActionOption::Mirror(TcActionMirrorOption::Parms(mirror)),
-        REDIRECT_COOKIE,
-    )
+    let redirect =
+        action(1, TcActionMirror::KIND, TcActionOption::Mirror(TcActionMirrorOption::Parms(mirror)), REDIRECT_COOKIE);
+    add_filter(index, REDIRECT_PREFERENCE, vec![redirect, drop_it(2, &[])])
 }
 
-/// Drops whatever `index` receives, of every protocol. The options are one `struct tc_gact`, which is the
-/// generic part of an action: index, capabilities, action, two counts.
+/// Drops whatever `index` receives, of every protocol.
 pub(super) fn add_seal(index: u32) -> RouteNetlinkMessage {
-    let mut parms = vec![0; 20];
-    parms[8..12].copy_from_slice(&i32::from(TcActionType::Shot).to_ne_bytes());
-    add_filter(
-        index,
-        SEAL_PREFERENCE,
-        "gact",
-        TcActionOption::Other(DefaultNla::new(TCA_GACT_PARMS, parms)),
-        SEAL_COOKIE,
-    )
+    add_filter(index, SEAL_PREFERENCE, vec![drop_it(1, SEAL_COOKIE)])
 }
 
 /// Removes all filters of one preference.

@@ -45,6 +45,7 @@ use crate::subkind::{Checkpointed, Match, Subkind};
 
 pub use error::NetError;
 pub use event::NetEvent;
+pub use messages::PACKET_COST;
 pub use plug_model::{PlugModel, PlugOp};
 pub use plug_state::{OutOfTurn, Outcome, Phase, PlugState};
 pub use recover::{Leftover, is_sealed, leftovers, remove_leftover, seal, unseal};
@@ -56,7 +57,8 @@ use worker::WorkerHandle;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct NetBufferConfig {
-    /// The most bytes held for one interface; more are dropped and reported.
+    /// The most memory of this host for held packets of one interface, in bytes; what does not fit is dropped
+    /// and reported. Some 5 kB count for each packet besides its contents.
     pub limit_bytes: u32,
     /// How long a request to the kernel may take. Ends the protection when exceeded; it is no more than the
     /// time the guest may stand still for an epoch.

@@ -22,6 +22,7 @@ pub enum PlugOp {
 pub struct PlugModel<P> {
     queue: VecDeque<(P, u32)>,
     limit: u32,
+    packet_cost: u32,
     backlog: u32,
     drops: u64,
     pkts_current_epoch: u32,
@@ -35,9 +36,17 @@ impl<P> PlugModel<P> {
     /// A new qdisc that holds at most `limit` bytes.
     #[must_use]
     pub fn new(limit: u32) -> Self {
+        Self::with_packet_cost(limit, 0)
+    }
+
+    /// The same, with a size table by which each packet counts `packet_cost` bytes more once it is held. The
+    /// one that arrives is held against the limit by its bare length.
+    #[must_use]
+    pub fn with_packet_cost(limit: u32, packet_cost: u32) -> Self {
         Self {
             queue: VecDeque::new(),
             limit,
+            packet_cost,
             backlog: 0,
             drops: 0,
             pkts_current_epoch: 0,
@@ -57,7 +66,7 @@ impl<P> PlugModel<P> {
         if !self.unplug_indefinite {
             self.pkts_current_epoch += 1;
         }
-        self.backlog += len;
+        self.backlog += len + self.packet_cost;
         self.queue.push_back((packet, len));
         true
     }
@@ -75,7 +84,7 @@ impl<P> PlugModel<P> {
             self.pkts_to_release -= 1;
         }
         let (packet, len) = self.queue.pop_front()?;
-        self.backlog -= len;
+        self.backlog -= len + self.packet_cost;
         Some(packet)
     }
 
@@ -128,7 +137,7 @@ impl<P> PlugModel<P> {
         self.queue.is_empty()
     }
 
-    /// Bytes held.
+    /// Bytes held, with what each packet costs besides.
     #[must_use]
     pub fn backlog(&self) -> u32 {
         self.backlog

@@ -151,6 +151,7 @@ pub(super) struct Qdisc {
     pub parent: TcHandle,
     pub kind: String,
     pub packets: u64,
+    /// With what the size table adds per packet.
     pub bytes: u64,
     pub drops: u32,
 }
@@ -195,7 +196,7 @@ pub(super) struct Filter {
     /// Of its first action: the kind.
     pub action: String,
     pub cookie: Vec<u8>,
-    /// gact: what it does with a packet. mirred: 4 (stolen).
+    /// What becomes of a packet after that action.
     pub verdict: i32,
     /// mirred: where it redirects to; 0 when that device is gone.
     pub to: u32,

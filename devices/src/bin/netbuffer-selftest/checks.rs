@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use devices::netbuffer::{NetBufferConfig, NetEvent, PlugModel, PlugOp};
+use devices::netbuffer::{NetBufferConfig, NetEvent, PACKET_COST, PlugModel, PlugOp};
 use devices::{Ending, EpochContext};
 
 use crate::Verdict;
@@ -185,23 +185,35 @@ pub(crate) async fn random_requests_agree_with_the_model() -> Verdict {
 }
 
 pub(crate) async fn overflow_is_counted() -> Verdict {
-    let limit_bytes = 50_000;
+    const LEN: u32 = 1000;
+    let limit_bytes = 300_000;
+    let mut model = PlugModel::with_packet_cost(limit_bytes, PACKET_COST);
+    let fits = (0..100).filter(|_| model.enqueue((), LEN)).count();
     let mut w = World::with(NetBufferConfig { limit_bytes, ..unhurried() })?;
     w.setup_and_arm().await?;
-    w.send_kind(crate::frames::PLAIN, 1, 100, 1000)?;
-    w.until("drops", || Ok(w.queue()?.2 == 50)).await?;
+    w.send_kind(crate::frames::PLAIN, 1, 100, LEN as usize)?;
+    w.until("drops", || Ok(w.queue()?.2 == model.drops())).await?;
     let (held, bytes, _) = w.queue()?;
-    ensure(held == 50 && bytes <= u64::from(limit_bytes), || format!("held {held} packets, {bytes} bytes"))?;
+    ensure(held == fits as u64 && bytes == u64::from(model.backlog()), || {
+        format!("held {held} packets, {bytes} bytes")
+    })?;
     let NetEvent::Dropped { packets, .. } = w.event().await? else {
         return Err("another event than Dropped".into());
     };
     w.close(1).await?;
     w.commit(1).await?;
-    let seen = w.observer.wait_for(50)?;
-    ensure(seen.len() == 50, || format!("{} came", seen.len()))?;
+    let seen = w.observer.wait_for(fits)?;
+    ensure(seen.len() == fits, || format!("{} came", seen.len()))?;
     in_order(&seen)?;
+    w.send_kind(crate::frames::PLAIN, 2, 7, LEN as usize)?;
+    w.held(7).await?;
+    w.close(2).await?;
+    w.set.abandon(&armed(2)).await.map_err(|e| e.to_string())?;
+    w.until("the look of every second", || Ok(w.set.stats()[0].1.queued_bytes == 7 * u64::from(LEN)))
+        .await
+        .map_err(|e| format!("{e}: {:?}, tc {:?}", w.set.stats(), w.queue()))?;
     let stats = w.set.stats()[0].1;
-    ensure(stats.dropped == 50 && packets <= 50, || format!("{stats:?}, event said {packets}"))?;
+    ensure(stats.dropped == model.drops() && packets <= stats.dropped, || format!("{stats:?}, event said {packets}"))?;
     w.teardown(Ending::Release).await
 }
 

@@ -55,8 +55,8 @@ impl Sender {
     pub(crate) fn new(interface: &str) -> Result<Self, String> {
         let socket =
             socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None).map_err(|e| e.to_string())?;
-        // Held packets count against the socket they were sent from.
-        setsockopt(&socket, sockopt::SndBufForce, &(256 << 20)).map_err(|e| e.to_string())?;
+        // Were it held by the buffer itself and not a copy, what was sent would soon fill the socket.
+        setsockopt(&socket, sockopt::SendTimeout, &TimeVal::new(10, 0)).map_err(|e| e.to_string())?;
         Ok(Self { socket, to: link_addr(interface)? })
     }
 
