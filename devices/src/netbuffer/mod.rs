@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!            ingress filter 1: drop        (the seal, when there is one)
-//! guest ──► vif ──► filter 2: redirect ──► IFB ──► plug ──► back into vif ──► bridge
+//! guest ──► vif ──► filter 2: redirect ──► plug ──► IFB ──► back into vif ──► bridge
 //! ```
 //!
 //! Everything fails closed: without the intermediate device, or while it is down, redirected packets are
