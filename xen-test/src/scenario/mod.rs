@@ -6,6 +6,7 @@ mod main_backup_loss;
 mod main_guest_ends;
 mod main_interop;
 mod main_kills;
+mod main_netbuffer_kernel;
 mod main_output_commit;
 mod main_planned_stop;
 mod main_power_loss;
@@ -43,6 +44,7 @@ pub const SCENARIOS: &[Scenario] = &[
     harness_end::END,
     main_power_loss::PVH,
     main_power_loss::HVM,
+    main_netbuffer_kernel::KERNEL,
     main_output_commit::COMMIT,
     main_planned_stop::STOP,
     main_backup_loss::POWER,
