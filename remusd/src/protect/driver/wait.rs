@@ -49,7 +49,7 @@ impl Driver {
                 biased;
                 peer = self.parts.peer_events.recv(), if self.peer_open => Some(self.on_peer(peer)),
                 Some(Order::Stop) = self.orders.recv() => Some(Event::StopRequested),
-                pumped = self.pump_events.recv() => pumped.and_then(|p| self.on_pump(p)),
+                Some(pumped) = self.pump_events.recv() => self.on_pump(pumped),
                 done = suspend_done(&mut self.suspending) => Some(self.on_suspend(done)),
                 () = until(self.timer) => { self.timer = None; Some(Event::Timer) }
                 () = until(self.stop_deadline) => { self.stop_deadline = None; Some(Event::StopLate) }
