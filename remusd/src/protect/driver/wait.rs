@@ -54,9 +54,13 @@ impl Driver {
                 () = until(self.timer) => { self.timer = None; Some(Event::Timer) }
                 () = until(self.stop_deadline) => { self.stop_deadline = None; Some(Event::StopLate) }
                 () = until(self.pause_deadline) => { self.pause_deadline = None; self.on_pause_deadline() }
-                seen = watch_domain(&mut self.suspender), if !self.may_be_suspended => match seen {
+                seen = watch_domain(&mut self.suspender), if !self.may_be_suspended && !self.store_gone => match seen {
                     Ok(()) => self.look_at_domain().await,
-                    Err(error) => Some(Event::EngineFailed(error.to_string())),
+                    Err(error) => {
+                        // Said once: a lost xenstored stays lost.
+                        self.store_gone = true;
+                        Some(Event::EngineFailed(error.to_string()))
+                    }
                 },
                 call = next_call(&mut self.engine), if !self.engine_owed => self.on_engine(call).await,
                 Some(seen) = self.parts.net_events.recv() => self.on_net(seen),
