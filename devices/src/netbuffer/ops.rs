@@ -17,7 +17,11 @@ pub(super) struct On<'a> {
 }
 
 impl Conn {
+    /// An interface by its name; there is none of an empty name.
     pub(super) fn link(&mut self, name: &str) -> Result<Option<Link>, NetError> {
+        if name.is_empty() {
+            return Ok(None);
+        }
         match self.request(msg::get_link(name), 0, name, "look it up") {
             Ok(found) => Ok(found.iter().filter(|raw| raw.kind == RTM_NEWLINK).find_map(|raw| Link::parse(&raw.body))),
             Err(e) if e.errno() == Some(libc::ENODEV) => Ok(None),

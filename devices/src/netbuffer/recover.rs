@@ -152,9 +152,5 @@ fn find(conn: &mut Conn) -> Result<Vec<Leftover>, NetError> {
 /// The step that failed. A failed `Discard` leaves everything closed.
 pub async fn remove_leftover(leftover: &Leftover, ending: Ending) -> Result<(), NetError> {
     let Leftover { vif, ifb, .. } = leftover.clone();
-    blocking(move |conn| {
-        // An empty name is no interface's.
-        take_down(conn, &vif.unwrap_or_default(), &ifb.unwrap_or_default(), ending, PATIENCE)
-    })
-    .await
+    blocking(move |conn| take_down(conn, &vif.unwrap_or_default(), &ifb.unwrap_or_default(), ending, PATIENCE)).await
 }

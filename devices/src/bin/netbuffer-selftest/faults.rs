@@ -207,7 +207,7 @@ pub(crate) async fn emulated_nic_comes_back_sealed() -> Verdict {
 
 /// The other half of the next check: protects an interface, says so, and waits for its end.
 pub(crate) fn hold_until_killed(arguments: &[String]) -> ExitCode {
-    let [domid, vif] = arguments else {
+    let [domid, vif, until] = arguments else {
         return ExitCode::from(2);
     };
     let device = Device {
@@ -228,18 +228,18 @@ pub(crate) fn hold_until_killed(arguments: &[String]) -> ExitCode {
             println!("{e}");
             return ExitCode::from(1);
         }
-        if set.arm(&armed(1)).await.is_err() || set.postsuspend(&armed(1)).await.is_err() {
+        if until == "armed" && (set.arm(&armed(1)).await.is_err() || set.postsuspend(&armed(1)).await.is_err()) {
             return ExitCode::from(1);
         }
-        println!("armed");
+        println!("{until}");
         std::future::pending().await
     })
 }
 
-fn start_holder(w: &World) -> Result<(std::process::Child, String), String> {
+fn start_holder(w: &World, until: &str) -> Result<(std::process::Child, String), String> {
     let program = std::env::current_exe().map_err(|e| e.to_string())?;
     let mut child = Command::new(program)
-        .args(["hold-until-killed", &w.domid.to_string(), &w.vif])
+        .args(["hold-until-killed", &w.domid.to_string(), &w.vif, until])
         .stdout(Stdio::piped())
         .spawn()
         .map_err(|e| e.to_string())?;
@@ -253,7 +253,7 @@ pub(crate) async fn leftovers_are_refused_found_and_removed_after_a_kill() -> Ve
     for ending in [Ending::Release, Ending::Discard] {
         let mut w = World::new()?;
         ensure(leftovers().await.map_err(text)?.is_empty(), || "something is left of another check".into())?;
-        let (mut holder, said) = start_holder(&w)?;
+        let (mut holder, said) = start_holder(&w, "armed")?;
         ensure(said == "armed", || said.clone())?;
         w.send(1, 4)?;
         w.held(4).await?;
@@ -288,6 +288,32 @@ pub(crate) async fn leftovers_are_refused_found_and_removed_after_a_kill() -> Ve
         w.fresh_set(unhurried());
         w.setup_and_arm().await?;
         w.teardown(Ending::Release).await?;
+    }
+    Ok(())
+}
+
+pub(crate) async fn leftover_that_was_never_armed() -> Verdict {
+    for ending in [Ending::Release, Ending::Discard] {
+        let mut w = World::new()?;
+        let (mut holder, said) = start_holder(&w, "set up")?;
+        ensure(said == "set up", || said.clone())?;
+        holder.kill().map_err(|e| e.to_string())?;
+        holder.wait().map_err(|e| e.to_string())?;
+        w.send(1, 3)?;
+        w.observer.wait_for(3)?;
+        let found = leftovers().await.map_err(text)?;
+        let [left] = found.as_slice() else {
+            return Err(format!("{found:?}"));
+        };
+        ensure(!left.redirected && left.vif.is_none() && left.device == Some((w.domid, 0)), || format!("{left:?}"))?;
+        remove_leftover(left, ending).await.map_err(text)?;
+        ensure(!exists(&w.ifb), || "still there".into())?;
+        w.send(2, 3)?;
+        w.observer.wait_for(6)?;
+        w.fresh_set(unhurried());
+        w.setup().await?;
+        w.teardown(Ending::Release).await?;
+        w.nothing_left()?;
     }
     Ok(())
 }

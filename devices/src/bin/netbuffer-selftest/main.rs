@@ -64,6 +64,7 @@ fn all() -> Vec<(&'static str, Check)> {
         check!(faults::vif_comes_back_sealed),
         check!(faults::emulated_nic_comes_back_sealed),
         check!(faults::leftovers_are_refused_found_and_removed_after_a_kill),
+        check!(faults::leftover_that_was_never_armed),
         check!(faults::seal_made_by_a_script_is_known),
         check!(faults::seal_beside_a_clsact_of_somebody_else),
         check!(faults::foreign_filter_in_our_place_is_named),
