@@ -4,34 +4,49 @@
 //! last process in them; what a `kill -9` leaves is files, and at worst a process that was caught
 //! between its start and its prctl.
 
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use anyhow::Result;
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::Record;
 use super::start_time;
 
-/// Removes the directories of runs whose process is gone, and processes that still use them.
+/// Removes the files of runs that nobody holds the lock of, and processes that still use them.
 pub fn sweep(runs: &Path) -> Result<()> {
     for entry in std::fs::read_dir(runs)?.flatten() {
-        let dir = entry.path();
-        let Ok(text) = std::fs::read(dir.join("record.json")) else {
-            continue;
-        };
-        let Ok(record) = serde_json::from_slice::<Record>(&text) else {
-            continue;
-        };
-        if record.is_alive() {
+        let file = entry.path();
+        if file.extension().is_none_or(|extension| extension != "lock") {
             continue;
         }
-        for host in &record.hosts {
-            kill_recorded(&dir.join(format!("{host}.pid")));
+        // Held until the files are gone: nobody takes the name over meanwhile.
+        let Some(_lock) = take(&file)? else { continue };
+        let dir = file.with_extension("");
+        for process in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
+            if process.path().extension().is_some_and(|extension| extension == "pid") {
+                kill_recorded(&process.path());
+            }
         }
         let _ = std::fs::remove_dir_all(&dir);
+        std::fs::remove_file(&file)?;
     }
     Ok(())
+}
+
+/// Takes the lock file of a run, if nobody holds it.
+pub(super) fn take(path: &Path) -> Result<Option<Flock<File>>> {
+    loop {
+        let file = File::options().create(true).truncate(false).write(true).open(path)?;
+        let Ok(lock) = Flock::lock(file, FlockArg::LockExclusiveNonblock) else { return Ok(None) };
+        // Another janitor may have removed the file between our open and our lock.
+        let ours = lock.metadata()?.ino();
+        if path.metadata().is_ok_and(|current| current.ino() == ours) {
+            return Ok(Some(lock));
+        }
+    }
 }
 
 /// Kills the process of a `PID START-TIME` file if it is still the same process.
@@ -62,30 +77,19 @@ mod tests {
     fn a_dead_run_is_swept_and_a_living_one_stays() {
         let runs = tempfile::tempdir().unwrap();
         let mut child = Child::spawn("sleep", Child::command("sleep").arg("1000")).unwrap();
-        let record = |pid: i32, pid_start: u64| Record {
-            name: "x".into(),
-            pid,
-            pid_start,
-            netns_thread: pid,
-            hosts: vec!["a".into()],
-            ready: true,
-            logs: "/".into(),
-            ssh_key: "/".into(),
-            known_hosts: "/".into(),
-        };
-        let me = i32::try_from(std::process::id()).unwrap();
-        let start = start_time(me).unwrap();
-        for (name, record) in [("living", record(me, start)), ("dead", record(me, start + 1))] {
-            let dir = runs.path().join(name);
-            std::fs::create_dir(&dir).unwrap();
-            std::fs::write(dir.join("record.json"), serde_json::to_vec(&record).unwrap()).unwrap();
+        for name in ["living", "dead"] {
+            std::fs::create_dir(runs.path().join(name)).unwrap();
+            std::fs::write(runs.path().join(format!("{name}.lock")), "").unwrap();
         }
+        let living = take(&runs.path().join("living.lock")).unwrap().expect("free");
+        assert!(take(&runs.path().join("living.lock")).unwrap().is_none());
         let pid = child.pid();
         let stamp = format!("{pid} {}", start_time(pid).unwrap());
         std::fs::write(runs.path().join("dead/a.pid"), stamp).unwrap();
         sweep(runs.path()).unwrap();
-        assert!(runs.path().join("living").exists());
-        assert!(!runs.path().join("dead").exists());
+        assert!(runs.path().join("living").exists() && runs.path().join("living.lock").exists());
+        assert!(!runs.path().join("dead").exists() && !runs.path().join("dead.lock").exists());
+        drop(living);
         wait_until(Duration::from_secs(10), "process killed", || child.try_wait()).unwrap();
     }
 }

@@ -10,7 +10,7 @@ use std::sync::Mutex;
 use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::Flock;
 use serde::{Deserialize, Serialize};
 
 pub use child::{Child, start_time};
@@ -94,8 +94,7 @@ impl RunDir {
         }
         let runs = runs_dir()?;
         sweep(&runs)?;
-        let lock = File::options().create(true).truncate(false).write(true).open(runs.join(format!("{name}.lock")))?;
-        let Ok(lock) = Flock::lock(lock, FlockArg::LockExclusiveNonblock) else {
+        let Some(lock) = janitor::take(&runs.join(format!("{name}.lock")))? else {
             bail!("a run called '{name}' is up already: `xen-test down --name {name}` ends it");
         };
         let dir = runs.join(name);
