@@ -54,7 +54,7 @@ struct Arguments {
     /// Kill the helper in this phase of the third epoch, and recover
     #[arg(long, value_enum)]
     kill_at: Option<Phase>,
-    /// Stop the helper by SIGTERM in this phase of the third epoch, and serve it to its end
+    /// Stop the helper in this phase of the third epoch, and serve it to its end
     #[arg(long, value_enum)]
     stop_at: Option<Phase>,
     /// Do not resume the third epoch: the guard has to
@@ -184,7 +184,7 @@ impl Loop {
                     let done = self.suspender.suspend(deadline).await?;
                     suspended = done.suspended;
                     self.save_device_model().await?;
-                    helper.reply(1).await?;
+                    answer(&mut helper, 1).await;
                 }
                 HelperCall::Postcopy => {
                     if self.kills(epoch, Phase::Postcopy) {
@@ -203,7 +203,7 @@ impl Loop {
                         bail!("the guard fired: {fired:?}");
                     }
                     helper.set_hard_mode(false);
-                    helper.reply(1).await?;
+                    answer(&mut helper, 1).await;
                     let stats = helper.stats();
                     println!(
                         "epoch {epoch}: suspend {:.1} ms, capture {:.1} ms, resume {:.1} ms, {} pages, {} KiB read so far",
@@ -222,13 +222,13 @@ impl Loop {
                     epoch += 1;
                     tokio::time::sleep(Duration::from_millis(self.arguments.interval)).await;
                     let go_on = epoch <= self.arguments.checkpoints;
-                    helper.reply(i32::from(go_on)).await?;
+                    answer(&mut helper, i32::from(go_on)).await;
                 }
                 HelperCall::SwitchQemuLogdirty { enable } => {
                     if let Some(model) = &mut self.model {
                         model.log_dirty(enable, Instant::now() + QMP_PATIENCE).await?;
                     }
-                    helper.reply(0).await?;
+                    answer(&mut helper, 0).await;
                 }
                 HelperCall::Progress { what, done, total } => {
                     tracing::debug!("{what}: {done} of {total}");
@@ -236,7 +236,7 @@ impl Loop {
                 HelperCall::Log { level, text } => tracing::debug!("helper({level}): {text}"),
                 HelperCall::Complete { retval, errno } => {
                     println!("complete: {retval}, errno {errno}");
-                    helper.reply(0).await?;
+                    answer(&mut helper, 0).await;
                 }
                 HelperCall::Exited(status) => {
                     println!(
@@ -272,7 +272,7 @@ impl Loop {
 
     async fn save_device_model(&mut self) -> Result<()> {
         let Some(model) = &mut self.model else {
-            self.emulator.send(Vec::new())?;
+            let _ = self.emulator.send(Vec::new());
             return Ok(());
         };
         let begun = Instant::now();
@@ -281,7 +281,8 @@ impl Loop {
         let state = model.save(deadline).await?;
         let keys = DeviceModel::xenstore_record(&*self.store, self.domid, DomId(0)).await?;
         println!("device model: {} bytes in {:.1} ms", state.body.len(), ms(begun.elapsed()));
-        self.emulator.send(keys.into_iter().chain([state]).collect())?;
+        // Nobody takes it once the helper was stopped.
+        let _ = self.emulator.send(keys.into_iter().chain([state]).collect());
         Ok(())
     }
 
@@ -306,6 +307,13 @@ impl Loop {
         let state = self.hypervisor.domain(self.domid).await?.context("gone")?.state;
         println!("after the hard deadline: {state:?}; guard: {:?}", self.guard.handle().disarm());
         self.recover(helper).await
+    }
+}
+
+/// A helper that is gone says so with its exit status.
+async fn answer(helper: &mut SaveHelper, value: i32) {
+    if let Err(error) = helper.reply(value).await {
+        println!("{error}");
     }
 }
 

@@ -34,6 +34,7 @@ struct State {
     stats: CaptureStats,
     hard_mode: bool,
     discarding: bool,
+    closing: bool,
     /// Set once: the stream has ended, well (`None`) or not.
     ended: Option<Option<CaptureError>>,
 }
@@ -55,6 +56,7 @@ impl Shared {
                 stats: CaptureStats::default(),
                 hard_mode: false,
                 discarding: false,
+                closing: false,
                 ended: None,
             }),
             room: Condvar::new(),
@@ -130,6 +132,16 @@ impl Shared {
     pub(super) fn discard(&self) {
         self.lock().discarding = true;
         self.room.notify_all();
+    }
+
+    /// As [`discard`](Self::discard), and the pipe is closed.
+    pub(super) fn close(&self) {
+        self.lock().closing = true;
+        self.discard();
+    }
+
+    pub(super) fn closing(&self) -> bool {
+        self.lock().closing
     }
 
     pub(super) fn set_hard_mode(&self, on: bool) {

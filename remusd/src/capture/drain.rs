@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::sync::mpsc::Receiver;
 
 use bytes::Bytes;
 
@@ -16,15 +17,24 @@ use crate::stream::{Pull, StreamError};
 /// Bytes reserved at once for a record; longer ones grow as they come, so that a wrong length costs nothing.
 const RESERVE: usize = 8 << 20;
 
-/// Reads the stream to its end and queues what it holds; ends the queue. Blocks. Goes on reading, to throw away, when items are no
-/// longer wanted: the helper must never wait for us then.
-pub(super) fn drain(domid: DomId, mut pipe: File, shared: &Shared) {
+/// Bytes thrown away at a time.
+const WASTE: u64 = 1 << 20;
+
+/// Reads the stream to its end and queues what it holds; ends the queue. Blocks. When items are no longer wanted it goes on reading,
+/// so that the helper never waits for us; when the helper is to stop, it closes the pipe, so that its next write fails.
+///
+/// Does not return before `released` is closed: the end of this thread ends the helper.
+pub(super) fn drain(domid: DomId, mut pipe: File, shared: &Shared, released: &Receiver<()>) {
     let outcome = parse(domid, &mut pipe, shared);
-    let failed = outcome.is_err();
     shared.end(outcome.err());
-    if failed {
-        let _ = std::io::copy(&mut pipe, &mut std::io::sink());
+    while !shared.closing() {
+        match std::io::copy(&mut Read::by_ref(&mut pipe).take(WASTE), &mut std::io::sink()) {
+            Ok(0) | Err(_) => break,
+            Ok(_) => {}
+        }
     }
+    drop(pipe);
+    let _ = released.recv();
 }
 
 fn parse(domid: DomId, pipe: &mut File, shared: &Shared) -> Result<(), CaptureError> {
@@ -33,7 +43,7 @@ fn parse(domid: DomId, pipe: &mut File, shared: &Shared) -> Result<(), CaptureEr
     let mut wanted = true;
     loop {
         let need = parser.need();
-        if need == 0 {
+        if need == 0 || shared.closing() {
             return Ok(());
         }
         let bytes = read(pipe, need).map_err(|error| CaptureError::Io {

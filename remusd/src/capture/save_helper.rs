@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
 
 use bytes::BytesMut;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -47,17 +48,18 @@ impl SaveHelperConfig {
     }
 }
 
-/// A running capture. Dropping it sends the helper SIGTERM; see [`stop_gently`](Self::stop_gently).
+/// A running capture. Dropping it kills the helper; see [`kill`](Self::kill) for what that leaves.
 pub struct SaveHelper {
     domid: DomId,
     child: Child,
-    pid: Option<Pid>,
     stdin: ChildStdin,
     stdout: ChildStdout,
     incoming: BytesMut,
     awaits_reply: bool,
     fault_told: bool,
     shared: Arc<Shared>,
+    /// Closed when this is dropped: the drain thread may end then, and with it the helper.
+    _release: Sender<()>,
 }
 
 impl SaveHelper {
@@ -77,6 +79,7 @@ impl SaveHelper {
         let shared = Shared::new(domid, cfg.budget);
         let command = command(&path, domid, &writer);
         let (child_tx, child_rx) = oneshot::channel();
+        let (release, released) = channel();
         let runtime = tokio::runtime::Handle::current();
         let inner = Arc::clone(&shared);
         // The drain thread also spawns the child, as its end is what ends an orphaned child.
@@ -86,7 +89,7 @@ impl SaveHelper {
                 let spawned = spawn_here(&runtime, command, writer);
                 let ok = spawned.is_ok();
                 if child_tx.send(spawned).is_ok() && ok {
-                    drain::drain(domid, reader.into(), &inner);
+                    drain::drain(domid, reader.into(), &inner, &released);
                 }
             })
             .map_err(|error| fail(error.to_string()))?;
@@ -94,7 +97,6 @@ impl SaveHelper {
             .await
             .map_err(|_| fail("the drain thread died".into()))?
             .map_err(|error| fail(error.to_string()))?;
-        let pid = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw);
         let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(fail("its pipes are missing".into()));
         };
@@ -111,12 +113,12 @@ impl SaveHelper {
             Self {
                 domid,
                 child,
-                pid,
                 stdin,
                 stdout,
                 incoming: BytesMut::with_capacity(4096),
                 awaits_reply: false,
                 fault_told: false,
+                _release: release,
                 shared,
             },
             receiver,
@@ -187,16 +189,18 @@ impl SaveHelper {
         self.shared.stats()
     }
 
-    /// Has the helper end its capture: it turns log-dirty off and says [`HelperCall::Complete`]. Go on serving calls until
-    /// [`HelperCall::Exited`]. Does not resume the guest.
+    /// Has the helper end its capture: it turns log-dirty off and says [`HelperCall::Complete`]. Its next write fails, and a call of
+    /// it that waits, or still comes, is to be answered with 0 (as always, for `SwitchQemuLogdirty`, with whether it was done). Go on
+    /// until [`HelperCall::Exited`]. Does not resume the guest. Never blocks.
+    ///
+    /// Not by SIGTERM, as libxl does it: one that hits the helper while it waits for a reply ends it at once, with log-dirty on.
     pub fn stop_gently(&self) {
-        self.shared.discard();
-        self.signal(Signal::SIGTERM);
+        self.shared.close();
     }
 
     /// Ends the helper at once and reaps it. Log-dirty stays on, and the guest as it is: see to both.
     pub async fn kill(mut self) {
-        self.shared.discard();
+        self.shared.close();
         let _ = self.child.kill().await;
     }
 
@@ -206,13 +210,6 @@ impl SaveHelper {
         self.child.id()
     }
 
-    fn signal(&self, signal: Signal) {
-        // An id is there until the child was reaped, so this cannot hit another process.
-        if let (Some(_), Some(pid)) = (self.child.id(), self.pid) {
-            let _ = kill(pid, signal);
-        }
-    }
-
     fn io(&self, doing: &'static str, error: &io::Error) -> CaptureError {
         CaptureError::Io { domid: self.domid, doing, cause: error.to_string() }
     }
@@ -220,7 +217,11 @@ impl SaveHelper {
 
 impl Drop for SaveHelper {
     fn drop(&mut self) {
-        self.stop_gently();
+        self.shared.close();
+        // An id is there until the child was reaped, so this cannot hit another process. Reaping is the runtime's.
+        if let Some(pid) = self.child.id().and_then(|id| i32::try_from(id).ok()) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 /// Prepares `command` so that the child is in a process group of its own (a terminal's Ctrl-C does not reach it), gets SIGTERM
-/// when the *thread* that spawns it ends, and inherits, besides stdin, stdout and stderr, only `inherit`, under the same number.
+/// when the *thread* that spawns it ends, ignores SIGPIPE (a write to a closed pipe fails), and inherits, besides stdin, stdout and stderr, only `inherit`, under the same number.
 ///
 /// `inherit` must be above 2 and stay open until the child is spawned. Spawn from a thread that lives as long as the child should.
 pub fn isolate(command: &mut Command, inherit: BorrowedFd<'_>) {
@@ -17,7 +17,7 @@ pub fn isolate(command: &mut Command, inherit: BorrowedFd<'_>) {
     let parent = nix::unistd::getpid();
     command.process_group(0);
     // SAFETY: between fork and exec of a process with threads only async-signal-safe calls are allowed; `in_child` makes
-    // three system calls and getppid, allocates nothing and takes no lock.
+    // a few system calls and getppid, allocates nothing and takes no lock.
     unsafe {
         command.pre_exec(move || in_child(fd, parent));
     }
@@ -31,6 +31,10 @@ fn in_child(fd: RawFd, parent: nix::unistd::Pid) -> io::Result<()> {
             return Err(io::Error::last_os_error());
         }
         if libc::fcntl(fd, libc::F_SETFD, 0) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // std has put it back to its default just before.
+        if libc::signal(libc::SIGPIPE, libc::SIG_IGN) == libc::SIG_ERR {
             return Err(io::Error::last_os_error());
         }
         if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) != 0 {
