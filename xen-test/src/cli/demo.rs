@@ -11,7 +11,7 @@ use xen_test_guest::xl::{GuestSpec, Kind};
 use super::interrupt::interruptible;
 use crate::host::MachineOptions;
 use crate::pair::{BootOptions, Pair};
-use crate::protection::{Guest, fail_over, protect, row, start_daemons, wait_epochs};
+use crate::protection::{Carrier, Guest, fail_over, protect_over, row, start_daemons, wait_epochs};
 use crate::{prepare, progress};
 
 /// Options of `xen-test demo`.
@@ -67,9 +67,9 @@ fn story(pair: &Pair) -> Result<Figures> {
     progress!("host A starts a guest; a client outside both hosts opens a TCP connection to it");
     let guest = Guest::create(pair, pair.a(), GuestSpec::new(Kind::Pvh))?;
     let client = guest.counter(20.0)?;
-    guest.dirty(400, 64, 16)?;
+    guest.dirty(100, 64, 8)?;
     progress!("remus protect guest hostb: first copy to host B");
-    protect(pair.a(), "guest", "")?;
+    protect_over(Carrier::Ssh, pair.a(), "guest", "")?;
     println!("{}", pair.a().sh("remus status")?);
     progress!("protected; a few seconds of checkpoints");
     wait_epochs(pair.a(), "guest", 10)?;

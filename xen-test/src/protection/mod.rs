@@ -32,8 +32,10 @@ pub fn slow_host_options() -> String {
     )
 }
 
-/// Starts the daemon of a host and waits until it answers.
+/// Starts the daemon of a host and waits until it answers; and a plain TCP port that leads to its link socket.
 pub fn start_daemon(host: &Host) -> Result<()> {
+    host.sh("pgrep -x socat >/dev/null || \
+             setsid socat TCP-LISTEN:7788,reuseaddr,fork UNIX-CONNECT:/run/remus/link.sock >/dev/null 2>&1 </dev/null &")?;
     host.sh("mkdir -p /var/log/remus; REMUSD_LOG=debug,xenctrl=warn,xenstore_rs=warn setsid remusd \
              >>/var/log/remus/remusd.log 2>&1 </dev/null &")?;
     wait_until(PATIENCE, &format!("remusd answers on host {}", host.name()), || {
@@ -46,10 +48,28 @@ pub fn start_daemons(pair: &Pair) -> Result<()> {
     pair.each(start_daemon)
 }
 
+/// How a link is carried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Carrier {
+    /// The default, which users have. Emulated ciphers carry some 2 MB/s.
+    Ssh,
+    /// A plain TCP connection by `-s ''`: ten times that. For scenarios that are not about the transport.
+    Tcp,
+}
+
 /// Protects a guest of this host towards the other one; returns once it is protected.
 pub fn protect(host: &Host, guest: &str, more: &str) -> Result<()> {
+    protect_over(Carrier::Tcp, host, guest, more)
+}
+
+/// As [`protect`], over a carrier of choice.
+pub fn protect_over(carrier: Carrier, host: &Host, guest: &str, more: &str) -> Result<()> {
     let peer = if host.name() == "a" { "hostb" } else { "hosta" };
-    let output = host.run(&format!("remus protect {guest} {peer} {} {more}", slow_host_options()))?;
+    let target = match carrier {
+        Carrier::Ssh => peer.to_owned(),
+        Carrier::Tcp => format!("'exec socat - TCP:{peer}:7788' -s ''"),
+    };
+    let output = host.run(&format!("remus protect {guest} {target} {} {more}", slow_host_options()))?;
     ensure!(output.ok(), "remus protect on host {}: {}{}", host.name(), output.stdout, output.stderr);
     Ok(())
 }
@@ -148,12 +168,23 @@ pub struct Protected<'p> {
 impl<'p> Protected<'p> {
     /// Starts the daemons, makes the guest, lets it write to its memory, protects it and waits for a few armed epochs.
     pub fn start(pair: &'p Pair, more: &str) -> Result<Self> {
+        Self::start_over(Carrier::Tcp, pair, more)
+    }
+
+    /// As [`Protected::start`], over a carrier of choice.
+    pub fn start_over(carrier: Carrier, pair: &'p Pair, more: &str) -> Result<Self> {
+        let made = Self::make(pair)?;
+        protect_over(carrier, pair.a(), "guest", more)?;
+        wait_epochs(pair.a(), "guest", 3)?;
+        Ok(made)
+    }
+
+    /// All but the protection itself.
+    pub fn make(pair: &'p Pair) -> Result<Self> {
         start_daemons(pair)?;
         let guest = Guest::create(pair, pair.a(), xen_test_guest::xl::GuestSpec::new(xen_test_guest::xl::Kind::Pvh))?;
         let client = guest.counter(20.0)?;
-        guest.dirty(400, 64, 16)?;
-        protect(pair.a(), "guest", more)?;
-        wait_epochs(pair.a(), "guest", 3)?;
+        guest.dirty(100, 64, 8)?;
         Ok(Self { guest, client })
     }
 

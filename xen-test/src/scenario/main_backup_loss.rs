@@ -8,7 +8,7 @@ use remusd::ops::EventKind;
 
 use super::{Ctx, Scenario};
 use crate::net::Party;
-use crate::protection::{DETECTION, PATIENCE, Protected, nothing_left, row, wait_event};
+use crate::protection::{DETECTION, PATIENCE, Protected, nothing_left, row, wait_epochs, wait_event};
 
 pub(super) const POWER: Scenario = Scenario {
     name: "main-backup-power-loss",
@@ -39,14 +39,15 @@ pub(super) const HOLD: Scenario = Scenario {
 fn run(ctx: &mut Ctx<'_>, fault: fn(&Ctx<'_>) -> Result<()>) -> Result<()> {
     let pair = ctx.pair();
     let protected = Protected::start(pair, "")?;
-    let steady = protected.client.report();
+    let since = Instant::now();
+    wait_epochs(pair.a(), "guest", 5)?;
+    let usual = longest_silence(&protected, since);
     let lost_at = Instant::now();
     fault(ctx)?;
     let event = wait_event(pair.a(), "guest", EventKind::Unprotected)?;
     ctx.note(&format!("the primary says: {}", event.detail));
     protected.goes_on()?;
-    let silence = Duration::from_secs_f64(protected.client.report_since(lost_at).longest_silence_ms / 1000.0);
-    let usual = Duration::from_secs_f64(steady.longest_silence_ms / 1000.0);
+    let silence = longest_silence(&protected, lost_at);
     ctx.note(&format!(
         "the client heard nothing for {:.1} s; the longest before was {:.1} s",
         silence.as_secs_f32(),
@@ -65,6 +66,13 @@ fn run(ctx: &mut Ctx<'_>, fault: fn(&Ctx<'_>) -> Result<()>) -> Result<()> {
         "status says {status:?}"
     );
     nothing_left(pair.a())
+}
+
+/// The longest time without a line around or after the fault.
+fn longest_silence(protected: &Protected<'_>, lost_at: Instant) -> Duration {
+    let arrivals = protected.client.arrivals();
+    let gaps = arrivals.windows(2).filter(|pair| pair[1].at >= lost_at).map(|pair| pair[1].at - pair[0].at);
+    gaps.max().unwrap_or_default()
 }
 
 fn hold(ctx: &mut Ctx<'_>) -> Result<()> {

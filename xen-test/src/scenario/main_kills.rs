@@ -6,7 +6,9 @@ use anyhow::{Result, ensure};
 use remusd::ops::EventKind;
 
 use super::{Ctx, Scenario};
-use crate::protection::{PATIENCE, Protected, no_copy, nothing_left, protect, start_daemon, wait_epochs};
+use crate::protection::{
+    Carrier, PATIENCE, Protected, no_copy, nothing_left, protect, protect_over, start_daemon, wait_epochs,
+};
 use crate::wait::wait_until;
 
 pub(super) const PRIMARY: Scenario = Scenario {
@@ -95,7 +97,7 @@ fn unprotected(ctx: &Ctx<'_>, protected: &Protected<'_>, what: &str) -> Result<(
 
 fn parts(ctx: &mut Ctx<'_>) -> Result<()> {
     let pair = ctx.pair();
-    let protected = Protected::start(pair, "")?;
+    let protected = Protected::start_over(Carrier::Ssh, pair, "")?;
     let victims = [
         (pair.a(), "libxl-save-helper", "libxl-save-helper"),
         (pair.a(), "ssh", "ssh .*remusd connect"),
@@ -111,7 +113,7 @@ fn parts(ctx: &mut Ctx<'_>) -> Result<()> {
             pair.b().sh("remus discard guest")?;
         }
         no_copy(pair.b(), "guest")?;
-        protect(pair.a(), "guest", "")?;
+        protect_over(Carrier::Ssh, pair.a(), "guest", "")?;
     }
     pair.a().sh("remus unprotect guest")?;
     no_copy(pair.b(), "guest")

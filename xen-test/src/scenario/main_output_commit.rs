@@ -9,7 +9,7 @@ use remusd::ops::EventKind;
 use super::{Ctx, Scenario};
 use crate::client::{BeaconSink, Capture, Content, EchoClient, Frame, NeighbourProber, Sniffer};
 use crate::net::Party;
-use crate::protection::{PATIENCE, Protected, at, nothing_left, wait_epochs, wait_event};
+use crate::protection::{PATIENCE, Protected, at, nothing_left, protect, wait_epochs, wait_event};
 use crate::wait::wait_until;
 
 pub(super) const COMMIT: Scenario = Scenario {
@@ -54,7 +54,7 @@ fn every_kind_is_seen(sniffer: &Sniffer, from: Instant) -> Result<()> {
 
 fn run(ctx: &mut Ctx<'_>) -> Result<()> {
     let pair = ctx.pair();
-    let protected = Protected::start(pair, "--on-backup-loss hold")?;
+    let protected = Protected::make(pair)?;
     let guest = &protected.guest;
     let (mac, ports, [ip4, ip6]) = (guest.mac(), *guest.ports(), guest.addresses());
     let client_ip = std::net::IpAddr::from([10, 77, 0, 100]);
@@ -73,8 +73,9 @@ fn run(ctx: &mut Ctx<'_>) -> Result<()> {
     })??;
     let spec = sink.order(10.0, 64)?;
     guest.ask(move |c| c.beacon(spec))?;
-    let start = Instant::now();
+    protect(pair.a(), "guest", "--on-backup-loss hold")?;
     wait_epochs(pair.a(), "guest", 3)?;
+    let start = Instant::now();
     every_kind_is_seen(&sniffer, start).context("before the cut")?;
 
     ctx.note("every kind of frame is seen; the hosts are cut from each other, the client is not");
