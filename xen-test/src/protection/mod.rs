@@ -35,7 +35,7 @@ pub fn slow_host_options() -> String {
 /// Starts the daemon of a host and waits until it answers; and a plain TCP port that leads to its link socket.
 pub fn start_daemon(host: &Host) -> Result<()> {
     host.sh("pgrep -x socat >/dev/null || \
-             setsid socat TCP-LISTEN:7788,reuseaddr,fork UNIX-CONNECT:/run/remus/link.sock >/dev/null 2>&1 </dev/null &")?;
+             setsid socat -b 262144 TCP-LISTEN:7788,reuseaddr,fork UNIX-CONNECT:/run/remus/link.sock >/dev/null 2>&1 </dev/null &")?;
     host.sh("mkdir -p /var/log/remus; REMUSD_LOG=debug,xenctrl=warn,xenstore_rs=warn setsid remusd \
              >>/var/log/remus/remusd.log 2>&1 </dev/null &")?;
     wait_until(PATIENCE, &format!("remusd answers on host {}", host.name()), || {
@@ -67,7 +67,7 @@ pub fn protect_over(carrier: Carrier, host: &Host, guest: &str, more: &str) -> R
     let peer = if host.name() == "a" { "hostb" } else { "hosta" };
     let target = match carrier {
         Carrier::Ssh => peer.to_owned(),
-        Carrier::Tcp => format!("'exec socat - TCP:{peer}:7788' -s ''"),
+        Carrier::Tcp => format!("'exec socat -b 262144 - TCP:{peer}:7788' -s ''"),
     };
     let output = host.run(&format!("remus protect {guest} {target} {} {more}", slow_host_options()))?;
     ensure!(output.ok(), "remus protect on host {}: {}{}", host.name(), output.stdout, output.stderr);
