@@ -1,6 +1,7 @@
 //! A test guest as a scenario uses it.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use xen_test_guest::protocol::{DirtySpec, Hello, Ports, Rate};
@@ -54,7 +55,16 @@ impl<'p> Guest<'p> {
         &self,
         call: impl FnOnce(&Control) -> Result<T, crate::client::ControlError> + Send + 'static,
     ) -> Result<T> {
-        let control = Control::new(at(self.spec.ip, self.ports.control), PATIENCE);
+        self.ask_within(PATIENCE, call)
+    }
+
+    /// As [`Guest::ask`], with another patience: an answer may be held for ever with the guest that gives it.
+    pub fn ask_within<T: Send + 'static>(
+        &self,
+        patience: Duration,
+        call: impl FnOnce(&Control) -> Result<T, crate::client::ControlError> + Send + 'static,
+    ) -> Result<T> {
+        let control = Control::new(at(self.spec.ip, self.ports.control), patience);
         let answer = self
             .pair
             .client_ns()

@@ -35,7 +35,7 @@ fn run(ctx: &mut Ctx<'_>, end: fn(&Control) -> Result<(), ControlError>, comes_b
     let pair = ctx.pair();
     let protected = Protected::start(pair, "")?;
     // Its answer may be held for ever with the guest.
-    let _ = protected.guest.ask(end);
+    let _ = protected.guest.ask_within(Duration::from_secs(5), end);
     let ended = wait_event(pair.a(), "guest", EventKind::GuestEnded)?;
     ctx.note(&ended.detail);
     // Recorded at the backup before anything was done with the domain.
@@ -46,7 +46,7 @@ fn run(ctx: &mut Ctx<'_>, end: fn(&Control) -> Result<(), ControlError>, comes_b
         let second = booted_after(ctx, &protected, &protected.guest.hello.id)?;
         ctx.note("it has booted anew");
         // xl's monitor left at the first checkpoint: ours has to do the next reboot too.
-        let _ = protected.guest.ask(|c| c.reboot().map(drop));
+        let _ = protected.guest.ask_within(Duration::from_secs(5), |c| c.reboot().map(drop));
         booted_after(ctx, &protected, &second)?;
         ctx.note("and once more, with no protection any more");
     } else {
