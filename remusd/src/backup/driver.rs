@@ -210,6 +210,8 @@ impl Driver {
             && let Err(text) = self.preflight().await
         {
             self.publish(EventKind::ActivationFailed, text);
+            // Tried again, and meanwhile an operator may decide.
+            self.suspect_at = Some(Instant::now() + self.detection);
             return;
         }
         self.step(Event::PrimarySuspect);
@@ -281,7 +283,16 @@ impl Driver {
         }
         let said = self.said.clone().unwrap_or_else(|| "the receiver has ended".into());
         if self.machine.state() == State::Starting {
-            let domains = self.host.domains().await.unwrap_or_default();
+            let domains = loop {
+                match self.host.domains().await {
+                    Ok(domains) => break domains,
+                    // Nothing can be concluded from not knowing: the copy may run.
+                    Err(error) => {
+                        tracing::warn!("looking for the started copy: {error}");
+                        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+                    }
+                }
+            };
             if domains.iter().any(|domain| self.whose.is_activated(domain)) {
                 self.step(Event::CopyRuns);
                 return;

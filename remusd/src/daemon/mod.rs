@@ -22,7 +22,7 @@ use crate::ids::{Generation, ProtectionId};
 use crate::ops::{DomainRef, EventLog};
 use crate::protect::driver;
 use crate::protect::fate::Toolstack;
-use crate::protect::machine::Outcome;
+use crate::protect::machine::{Outcome, State};
 use crate::protect::options::Target;
 use crate::state::StateDir;
 use crate::xen::{Hypervisor, SuspendGuard, XenError, XenStore};
@@ -126,8 +126,17 @@ impl Daemon {
     pub async fn shut_down(&self) {
         let handles: Vec<_> = self.primaries.lock().await.values().map(|p| p.handle.clone()).collect();
         let ends = handles.into_iter().map(|handle| async move {
+            // Held output is an operator's to release, not a restart's (R9): the record and the closed plug stay for recovery.
+            let undecided = |s: &driver::Snapshot| matches!(s.state, State::Holding(_) | State::Arbitrating(_));
+            let mut snapshot = handle.snapshot.clone();
+            if undecided(&snapshot.borrow()) {
+                return;
+            }
             handle.order(driver::Order::Stop);
-            handle.ended().await;
+            tokio::select! {
+                _ = handle.ended() => {}
+                _ = snapshot.wait_for(undecided) => {}
+            }
         });
         futures::future::join_all(ends).await;
         self.backups.shutdown().await;
@@ -153,6 +162,10 @@ impl Daemon {
     async fn end_monitor(&self, uuid: ProtectionId) {
         if let Some(task) = self.monitors.lock().await.remove(&uuid) {
             task.abort();
+        }
+        // From here on the protection's own record says who the monitor is.
+        if let Err(error) = self.state.remove_monitor(uuid) {
+            tracing::error!("{error}");
         }
     }
 

@@ -9,8 +9,10 @@ use devices::netbuffer::NetError;
 
 use super::{Daemon, monitor, setup};
 use crate::api::{ApiError, ErrorCode};
-use crate::link::{LinkOptions, PrimaryLink, Role};
+use crate::ids::{Nonce, SessionKey};
+use crate::link::{LinkError, LinkEvent, LinkOptions, PrimaryLink, Role, StopReason, Transport};
 use crate::ops::{Backoff, DomainRef, EventKind};
+use crate::protect::machine::OnBackupLoss;
 use crate::protect::options::OnPrimaryLoss;
 use crate::state::{PrimaryRecord, start_time};
 use crate::xen::suspend::Settled;
@@ -21,6 +23,9 @@ const ASK_PEER: Duration = Duration::from_secs(15);
 
 /// How long a guest that had taken a suspend request may take to be suspended.
 const SETTLE: Duration = Duration::from_secs(3);
+
+/// How long the peer may take to destroy its copy.
+const DISCARD: Duration = Duration::from_secs(30);
 
 /// Who owns the guest.
 enum Owner {
@@ -49,7 +54,8 @@ impl Daemon {
         for error in errors {
             tracing::error!("{error}");
         }
-        for record in monitored {
+        let protected: Vec<_> = self.state.primaries().0.into_iter().map(|r| r.uuid).collect();
+        for record in monitored.into_iter().filter(|r| !protected.contains(&r.uuid)) {
             if !self.monitors.lock().await.contains_key(&record.uuid) {
                 self.monitor(record).await;
             }
@@ -60,10 +66,25 @@ impl Daemon {
     ///
     /// # Errors
     /// When something could not be put right; the record stays, so that it can be tried again.
-    pub async fn recover(self: &Arc<Self>, record: PrimaryRecord, assume_owner: bool) -> Result<String, ApiError> {
+    pub async fn recover(self: &Arc<Self>, mut record: PrimaryRecord, assume_owner: bool) -> Result<String, ApiError> {
         let domain = DomainRef { domid: Some(record.domid), name: record.name.clone(), uuid: record.uuid };
-        let failed = |text: String| ApiError::new(ErrorCode::Failed, format!("Recovering {}: {text}", record.name));
+        let name = record.name.clone();
+        let failed = |text: String| ApiError::new(ErrorCode::Failed, format!("Recovering {name}: {text}"));
 
+        // By its UUID: after a reboot of the host its id and its vifs' names may be another guest's.
+        let domains = self.host.hypervisor.domains().await.map_err(|e| failed(e.to_string()))?;
+        let info = domains.into_iter().find(|i| i.uuid == record.uuid && !i.state.dying);
+        match &info {
+            Some(info) if info.domid != record.domid => {
+                let (old, new) = (format!("vif{}.", record.domid), format!("vif{}.", info.domid));
+                for vif in &mut record.vifs {
+                    *vif = vif.replacen(&old, &new, 1);
+                }
+                record.domid = info.domid;
+            }
+            Some(_) => {}
+            None => record.vifs.clear(),
+        }
         if record.armed {
             for vif in &record.vifs {
                 match devices::netbuffer::seal(vif).await {
@@ -85,18 +106,11 @@ impl Daemon {
                 nix::sys::signal::Signal::SIGKILL,
             );
         }
-        let info = self
-            .host
-            .hypervisor
-            .domain(record.domid)
-            .await
-            .map_err(|e| failed(e.to_string()))?
-            .filter(|i| i.uuid == record.uuid && !i.state.dying);
         if let Some(info) = &info {
             self.resume_sealed(&record, info).await.map_err(failed)?;
         }
 
-        let text = match self.owner(&record, assume_owner).await {
+        let text = match self.owner(&record, info.as_ref(), assume_owner).await {
             Owner::We(text) => {
                 self.remove_leftovers(&record, Ending::Release).await.map_err(failed)?;
                 if record.monitor && info.is_some() {
@@ -175,9 +189,12 @@ impl Daemon {
         self.host.hypervisor.log_dirty_off(domid).await.map_err(|e| e.to_string())
     }
 
-    async fn owner(&self, record: &PrimaryRecord, assume_owner: bool) -> Owner {
+    async fn owner(&self, record: &PrimaryRecord, info: Option<&DomainInfo>, assume_owner: bool) -> Owner {
         if assume_owner {
             return Owner::We("an operator says that no other copy runs".into());
+        }
+        if record.superseded {
+            return Owner::Peer("the peer had said that its copy runs".into());
         }
         if !record.armed {
             return Owner::We("no epoch was armed, so no other copy can run".into());
@@ -194,10 +211,27 @@ impl Daemon {
             match PrimaryLink::query(&transport, Some(record.uuid), &options).await {
                 Ok(entries) => {
                     let role = entries.iter().find(|e| e.protection == record.uuid).map_or(Role::None, |e| e.role);
-                    return match role {
-                        Role::Active | Role::Activating => Owner::Peer(format!("{peer} has activated its copy")),
-                        _ => Owner::We(format!("{peer} has not activated a copy")),
-                    };
+                    match role {
+                        Role::Active => return Owner::Peer(format!("{peer} has activated its copy")),
+                        Role::None | Role::Discarded => return Owner::We(format!("{peer} holds no copy")),
+                        // It may yet fail, and then this copy is the only one (hazard F6): neither unsealed nor destroyed.
+                        Role::Activating => {
+                            if backoff.wait().await.is_err() {
+                                return Owner::Unknown(format!("{peer} is activating its copy"));
+                            }
+                        }
+                        // It is stale as soon as this one runs on: it has to be given up first (R4).
+                        Role::Syncing | Role::Armed => match self.discard_at_peer(record, info, &transport).await {
+                            Ok(()) => return Owner::We(format!("{peer} has given up its copy")),
+                            Err(error) => {
+                                if backoff.wait().await.is_err() {
+                                    return Owner::Unknown(format!(
+                                        "{peer} holds a copy and does not give it up: {error}"
+                                    ));
+                                }
+                            }
+                        },
+                    }
                 }
                 Err(error) => {
                     if backoff.wait().await.is_err() {
@@ -206,6 +240,9 @@ impl Daemon {
                 }
             }
         };
+        if record.options.on_backup_loss == OnBackupLoss::Hold {
+            return Owner::Unknown(format!("{peer} does not answer ({silence}) and output was to be held then"));
+        }
         match record.options.on_primary_loss {
             // The token is the primary's: the peer activates only if an operator has asserted that this host is off (hazard F19).
             OnPrimaryLoss::Wait => {
@@ -213,6 +250,31 @@ impl Daemon {
             }
             OnPrimaryLoss::Activate => {
                 Owner::Unknown(format!("{peer} does not answer ({silence}) and may have activated its copy"))
+            }
+        }
+    }
+
+    /// Has the peer destroy its copy: a newer session takes the old one's place and is stopped at once.
+    async fn discard_at_peer(
+        &self,
+        record: &PrimaryRecord,
+        info: Option<&DomainInfo>,
+        transport: &Transport,
+    ) -> Result<(), String> {
+        let text = |error: LinkError| error.to_string();
+        let generation =
+            self.state.next_generation(record.uuid, setup::generations_from()).map_err(|e| e.to_string())?;
+        let offer = setup::offer(record.uuid, &record.name, info, &record.options);
+        let key = SessionKey { generation, nonce: Nonce::random() };
+        let options = setup::link_options(&record.options);
+        let (sender, mut events) = PrimaryLink::connect(transport, key, offer, &options).await.map_err(text)?;
+        sender.stop(StopReason::Planned).map_err(text)?;
+        loop {
+            match tokio::time::timeout(DISCARD, events.next()).await {
+                Ok(Some(LinkEvent::Stopped)) => return Ok(()),
+                Ok(Some(LinkEvent::Closed(reason))) => return Err(format!("the link ended: {reason}")),
+                Ok(Some(_)) => {}
+                Ok(None) | Err(_) => return Err("it did not confirm that its copy is gone".into()),
             }
         }
     }

@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 
 use super::{Daemon, Primary, monitor, resolve};
 use crate::api::{ApiError, ErrorCode};
-use crate::ids::{Generation, Nonce, SessionKey};
+use crate::ids::{Generation, Nonce, ProtectionId, SessionKey};
 use crate::link::{self, LinkError, LinkOptions, PrimaryLink, ProtectOffer, Transport};
 use crate::protect::domain::DomainConfig;
 use crate::protect::driver::{self, Parts};
@@ -14,7 +14,7 @@ use crate::protect::options::{OnPrimaryLoss, ProtectOptions, Target};
 use crate::protect::peer::{Outlet, PeerControl, PeerEvent, PeerLost};
 use crate::protect::peers::{blackhole::Blackhole, link as link_peer, stock};
 use crate::state::{PrimaryRecord, STATE_VERSION};
-use crate::xen::{GuestType, LogDirty, Suspender};
+use crate::xen::{DomainInfo, GuestType, LogDirty, Suspender};
 
 /// The two paths to a peer, and what comes from it.
 struct Peer {
@@ -28,6 +28,13 @@ fn failed(error: &dyn std::fmt::Display) -> ApiError {
     ApiError::new(ErrorCode::Failed, error.to_string())
 }
 
+/// Generations begin at the time in seconds: a reinstalled primary, whose own count is gone, is still newer than what the backup has
+/// seen, and so is a stock primary's session, which has nothing but the time.
+pub(super) fn generations_from() -> Generation {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    Generation(now.map_or(0, |d| d.as_secs()))
+}
+
 /// How to reach a target's `remusd`; `None` for the targets that have none.
 #[must_use]
 pub fn transport(target: &Target) -> Option<Transport> {
@@ -38,7 +45,31 @@ pub fn transport(target: &Target) -> Option<Transport> {
     }
 }
 
-fn link_options(options: &ProtectOptions) -> LinkOptions {
+/// What is offered to a backup. Without the domain's figures (it is gone) they are 0, which asks for no memory.
+pub(super) fn offer(
+    protection: ProtectionId,
+    name: &str,
+    info: Option<&DomainInfo>,
+    options: &ProtectOptions,
+) -> ProtectOffer {
+    ProtectOffer {
+        protection,
+        domain: name.to_owned(),
+        max_memory_kib: info.map_or(0, |i| i.max_memory / 1024),
+        vcpus: info.map_or(1, |i| i.vcpus),
+        guest_type: match info.map(|i| i.guest_type) {
+            Some(GuestType::Hvm) => link::GuestType::Hvm,
+            _ => link::GuestType::Pvh,
+        },
+        on_primary_loss: match options.on_primary_loss {
+            OnPrimaryLoss::Wait => link::OnPrimaryLoss::Wait,
+            OnPrimaryLoss::Activate => link::OnPrimaryLoss::Activate,
+        },
+        detection_ms: u32::try_from(options.detection_ms).unwrap_or(u32::MAX),
+    }
+}
+
+pub(super) fn link_options(options: &ProtectOptions) -> LinkOptions {
     LinkOptions {
         ack_deadline: std::time::Duration::from_millis(options.ack_deadline_ms),
         ..LinkOptions::for_detection(std::time::Duration::from_millis(options.detection_ms))
@@ -90,24 +121,10 @@ impl Daemon {
             .await
             .map_err(|e| failed(&e))?;
         let guard = (self.host.guard)(domid).map_err(|e| failed(&e))?;
-        let generation = self.state.next_generation(domain.uuid, Generation(0)).map_err(|e| failed(&e))?;
+        let generation = self.state.next_generation(domain.uuid, generations_from()).map_err(|e| failed(&e))?;
         let key = SessionKey { generation, nonce: Nonce::random() };
 
-        let offer = ProtectOffer {
-            protection: domain.uuid,
-            domain: domain.name.clone(),
-            max_memory_kib: found.info.max_memory / 1024,
-            vcpus: found.info.vcpus,
-            guest_type: match found.info.guest_type {
-                GuestType::Hvm => link::GuestType::Hvm,
-                _ => link::GuestType::Pvh,
-            },
-            on_primary_loss: match options.on_primary_loss {
-                OnPrimaryLoss::Wait => link::OnPrimaryLoss::Wait,
-                OnPrimaryLoss::Activate => link::OnPrimaryLoss::Activate,
-            },
-            detection_ms: u32::try_from(options.detection_ms).unwrap_or(u32::MAX),
-        };
+        let offer = offer(domain.uuid, &domain.name, Some(&found.info), &options);
         let peer = connect(&target, key, offer, &options, &config).await?;
 
         let (net_send, net_events) = mpsc::channel(256);
@@ -125,12 +142,13 @@ impl Daemon {
             generation,
             nonce: key.nonce,
             armed: false,
+            superseded: false,
             target: target.clone(),
             options: options.clone(),
             vifs: super::devices::vifs(&set),
             devices: set.records().iter().filter_map(|r| serde_json::to_value(r).ok()).collect(),
             config: config.json.clone(),
-            monitor: self.monitors.lock().await.contains_key(&domain.uuid),
+            monitor: self.monitors.lock().await.get(&domain.uuid).is_some_and(|task| !task.is_finished()),
             helper: None,
         };
         if let Err(error) = self.state.put_primary(&record) {

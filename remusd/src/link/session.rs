@@ -219,7 +219,8 @@ impl Session {
         let Connection { reader, writer, child } = connection;
         let now = Shared::now();
         let detector = Detector::new(options.detection, now);
-        let period = detector.period();
+        // The acknowledgement's watch must tick well within its own limit too, or it takes each tick for a late one.
+        let period = detector.period().min(options.ack_deadline / 8).max(Duration::from_millis(5));
         let shared = Arc::new(Shared {
             detector: Mutex::new(detector),
             acks: Mutex::new(AckWatch::new(options.ack_deadline, now)),

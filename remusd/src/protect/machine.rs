@@ -179,6 +179,8 @@ impl Machine {
                 self.state = S::Holding(StopWhy::GuestEnded(end));
                 vec![]
             }
+            // Late, but the backup holds no copy any more: nobody else can own the guest.
+            (S::Arbitrating(why) | S::Holding(why), E::Stopped) => self.own(why),
             (S::Arbitrating(_) | S::Holding(_), _) => vec![],
 
             // A stop is under way.

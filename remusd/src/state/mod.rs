@@ -52,6 +52,9 @@ pub struct PrimaryRecord {
     pub nonce: Nonce,
     /// Whether an epoch may have been armed: from then on the guest's output has to be sealed on a restart.
     pub armed: bool,
+    /// Whether the peer has said that its copy runs: this one stays sealed whatever happens (R3, R9).
+    #[serde(default)]
+    pub superseded: bool,
     /// Where the copy is.
     pub target: Target,
     /// How it was protected.
@@ -238,6 +241,7 @@ mod tests {
             generation: Generation(2),
             nonce: Nonce::random(),
             armed: true,
+            superseded: false,
             target: Target::Blackhole,
             options: ProtectOptions::default(),
             devices: vec![],

@@ -55,7 +55,7 @@ impl Shared {
     }
 }
 
-/// The guard of one domain. Dropping it ends its thread without a rescue.
+/// The guard of one domain. Dropping it ends its thread; if it is armed then, after a last rescue.
 pub struct SuspendGuard {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -179,6 +179,11 @@ fn watch_over(shared: &Shared, domid: DomId, rescue: &mut dyn Rescue) {
                 state = shared.wake.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner);
             }
         }
+    }
+    // Armed to the last: whoever was to disarm has panicked, and the guest may stand suspended.
+    if state.deadline.is_some() {
+        drop(state);
+        let _ = rescue.rescue(domid);
     }
 }
 

@@ -19,6 +19,9 @@ use crate::xen::suspend::Settled;
 /// How long a guest that has taken a suspend request may take to suspend after all before it is given up as stuck.
 const SETTLE: Duration = Duration::from_secs(10);
 
+/// How often a guest that may still suspend is looked after, each time for [`SETTLE`].
+const LATE_SETTLES: u32 = 60;
+
 fn us(from: Option<Instant>, to: Option<Instant>) -> u64 {
     match (from, to) {
         (Some(from), Some(to)) => to.saturating_duration_since(from).as_micros() as u64,
@@ -120,6 +123,11 @@ impl Driver {
                 }
             }
             Action::Freeze => {
+                // On disk before anything can fail: a restarted daemon must not take itself for the owner.
+                self.parts.record.superseded = true;
+                if let Err(text) = self.save_record() {
+                    tracing::error!(domain = self.parts.domain.name, "{text}");
+                }
                 if let Err(error) = self.parts.hypervisor.pause(self.parts.domid).await {
                     tracing::error!(domain = self.parts.domain.name, "freezing a superseded copy: {error}");
                 }
@@ -238,6 +246,12 @@ impl Driver {
     }
 
     async fn resume(&mut self) {
+        // The device model first, while the watchdog still watches: it may hang.
+        if let Some(model) = &mut self.parts.model
+            && let Err(error) = model.go_on().await
+        {
+            return self.then(Event::EpochFailed(error.to_string()));
+        }
         if let Some(fired) = self.guard.disarm() {
             let late = fired.resumed.is_some();
             return self.then(Event::EpochFailed(format!(
@@ -247,11 +261,6 @@ impl Driver {
             )));
         }
         self.pause_deadline = None;
-        if let Some(model) = &mut self.parts.model
-            && let Err(error) = model.go_on().await
-        {
-            return self.then(Event::EpochFailed(error.to_string()));
-        }
         let Some(suspender) = &mut self.suspender else {
             return self.then(Event::EpochFailed("no suspender".into()));
         };
@@ -271,10 +280,10 @@ impl Driver {
 
     /// Whatever state the guest is in by our doing, it runs afterwards or has ended.
     pub(super) async fn ensure_running(&mut self) {
-        let fired = self.guard.disarm();
         self.pause_deadline = None;
-        // The watchdog has resumed the guest: nothing is pending that would have to be waited for.
-        let rescued = fired.is_some_and(|f| f.resumed.is_some()) && self.current.suspended.is_some();
+        // If the watchdog has resumed the guest nothing is pending that would have to be waited for. It stays armed until the end of
+        // this: what follows may take time.
+        let rescued = self.guard.has_fired() && self.current.suspended.is_some();
         if let Some((task, cancel)) = self.suspending.take() {
             cancel.cancel();
             match task.await {
@@ -297,17 +306,36 @@ impl Driver {
                         self.then(Event::GuestEnded(end));
                     }
                 }
-                Ok(Settled::Undecided) => tracing::error!(
-                    domain = self.parts.domain.name,
-                    "the guest has taken a suspend request and neither suspends nor answers; `remus recover` when it does"
-                ),
-                Err(error) => {
-                    tracing::error!(domain = self.parts.domain.name, "bringing the guest back to run: {error}");
-                }
+                Ok(Settled::Undecided) => self.settle_later("it has taken a suspend request and does not suspend"),
+                Err(error) => self.settle_later(&error.to_string()),
             }
         }
+        let _ = self.guard.disarm();
         self.may_be_suspended = false;
         self.parts.control.guest_does(self.current.epoch, GuestDoes::Runs);
+    }
+
+    /// A guest that suspends late, whenever that is, is resumed; nothing else waits for it.
+    fn settle_later(&mut self, why: &str) {
+        let name = self.parts.domain.name.clone();
+        tracing::error!(domain = name, "the guest cannot be brought back to run yet: {why}; trying on");
+        let Some(mut suspender) = self.suspender.take() else { return };
+        tokio::spawn(async move {
+            // As often as it takes a guest that is merely slow; one that never reacts was never asked, or hangs for good.
+            for _ in 0..LATE_SETTLES {
+                match suspender.settle(SETTLE).await {
+                    Ok(Settled::Undecided) => {}
+                    Ok(settled) => {
+                        tracing::info!(domain = name, ?settled, "the late guest");
+                        return;
+                    }
+                    Err(error) => {
+                        tracing::error!(domain = name, "the late guest: {error}");
+                        tokio::time::sleep(SETTLE).await;
+                    }
+                }
+            }
+        });
     }
 
     fn finish_report(&mut self, epoch: Epoch, commit: Duration) {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use devices::Ending;
+use devices::netbuffer::NetError;
 
 use super::super::fate;
 use super::super::machine::{DomainFate, Event, GuestEnd, Output};
@@ -24,6 +25,15 @@ impl Driver {
         // Output first: nobody should wait for the engine (R6), and a loser is sealed before anything else (R3).
         let mut complaints: Vec<String> =
             self.parts.devices.teardown(ending).await.iter().map(ToString::to_string).collect();
+        if output == Output::Release {
+            // An interface that was made anew under protection was sealed; its owner opens it.
+            for vif in &self.parts.record.vifs {
+                match devices::netbuffer::unseal(vif).await {
+                    Ok(()) | Err(NetError::NoLink(_)) => {}
+                    Err(error) => complaints.push(error.to_string()),
+                }
+            }
+        }
         if self.may_be_suspended && output == Output::Release {
             self.ensure_running().await;
         }
@@ -89,8 +99,9 @@ impl Driver {
     /// Answers the engine's calls until it has put everything back. Dropping it (on a timeout) kills it.
     async fn unwind(&mut self, mut engine: SaveHelper) {
         engine.stop_gently();
-        if self.engine_owed && engine.reply(0).await.is_err() {
-            return;
+        if self.engine_owed {
+            // It may have been a failure and no call that was owed: what it still says is listened to all the same.
+            let _ = engine.reply(0).await;
         }
         while let Ok(call) = engine.next_call().await {
             let value = match call {

@@ -203,7 +203,7 @@ pub fn start(parts: Parts, suspender: Suspender) -> Handle {
     let (snapshot_send, snapshot) = watch::channel(Snapshot::default());
     let (outcome_send, outcome) = watch::channel(None);
     let (reborn_send, reborn) = watch::channel(None);
-    let (once_send, suspended_once) = watch::channel(false);
+    let (once_send, suspended_once) = watch::channel(parts.record.monitor);
     let machine = Machine::new(parts.options.policy());
     parts.log.publish(
         parts.domain.clone(),

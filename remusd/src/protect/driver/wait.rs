@@ -74,6 +74,14 @@ impl Driver {
     fn on_peer(&mut self, event: Option<PeerEvent>) -> Event {
         match event {
             Some(PeerEvent::Ack(epoch)) => {
+                // The pump's word comes first in time, but may still be in its channel; it has the epoch's figures.
+                while self.current.sent.is_none()
+                    && let Ok(pumped) = self.pump_events.try_recv()
+                {
+                    if let Some(event) = self.on_pump(pumped) {
+                        self.queue.push_back(event);
+                    }
+                }
                 self.current.acked = Some(Instant::now());
                 Event::Ack { epoch, pages: self.current.cost.pages }
             }
@@ -155,14 +163,22 @@ impl Driver {
             }
             Ok(None) => Event::SuspendFailed("the suspend was called off".into()),
             Err(SuspendError::WrongReason { reason, .. }) => {
+                let _ = self.guard.disarm();
                 self.may_be_suspended = false;
                 Event::GuestEnded(end_of(reason))
             }
             Err(SuspendError::DomainGone { .. }) => {
+                let _ = self.guard.disarm();
                 self.may_be_suspended = false;
                 Event::GuestEnded(GuestEnd::Gone)
             }
-            Err(error @ (SuspendError::NotAcknowledged { .. } | SuspendError::Paused { .. })) => {
+            // Suspended already means: by somebody else (xl save), whose it is to resume.
+            Err(
+                error @ (SuspendError::NotAcknowledged { .. }
+                | SuspendError::Paused { .. }
+                | SuspendError::AlreadySuspended { .. }),
+            ) => {
+                let _ = self.guard.disarm();
                 self.may_be_suspended = false;
                 self.parts.control.guest_does(self.current.epoch, GuestDoes::Stuck);
                 Event::SuspendFailed(error.to_string())
