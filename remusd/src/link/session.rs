@@ -143,6 +143,10 @@ impl Shared {
     }
 }
 
+/// How many acknowledgement deadlines a queue may stand still. More than one: in the first copy the backup reads no faster than its
+/// receiver builds the domain.
+const STALLED: u32 = 4;
+
 /// The sending half of a session. Cheap to clone; the session ends when the last clone is dropped.
 #[derive(Clone, Debug)]
 pub struct Outbox {
@@ -150,6 +154,8 @@ pub struct Outbox {
     data: mpsc::UnboundedSender<Data>,
     room: Arc<Semaphore>,
     capacity: usize,
+    /// How long a frame may wait for room: then nothing of the queue has moved for as long.
+    stalled: Duration,
     report: Arc<watch::Sender<Report>>,
     shared: Arc<Shared>,
 }
@@ -179,7 +185,14 @@ impl Outbox {
     /// [`LinkError::Closed`] if the session has ended, also while waiting.
     pub async fn data(&self, frame: Frame, size: usize) -> Result<(), LinkError> {
         let permits = u32::try_from(size.clamp(1, self.capacity)).unwrap_or(u32::MAX);
-        let room = Arc::clone(&self.room).acquire_many_owned(permits).await.map_err(|_| LinkError::Closed)?;
+        let room = Arc::clone(&self.room).acquire_many_owned(permits);
+        let Ok(room) = tokio::time::timeout(self.stalled, room).await else {
+            // It may still talk, but does not read: no acknowledgement can ever come, and output would be held for as long as TCP has
+            // patience (hazard F22).
+            self.shared.close(CloseReason::Io(format!("the peer took no data for {} s", self.stalled.as_secs_f32())));
+            return Err(LinkError::Closed);
+        };
+        let room = room.map_err(|_| LinkError::Closed)?;
         if let Frame::EpochEnd(end) = &frame {
             self.shared.acks().ended(end.epoch, Shared::now());
         }
@@ -253,7 +266,15 @@ impl Session {
             Reader { stream: reader, decoder, events: events_in, shared: Arc::clone(&shared), child, written }.run(),
         );
         Self {
-            outbox: Outbox { control: control_in, data: data_in, room, capacity, report: Arc::new(report_in), shared },
+            outbox: Outbox {
+                control: control_in,
+                data: data_in,
+                room,
+                capacity,
+                stalled: options.ack_deadline * STALLED,
+                report: Arc::new(report_in),
+                shared,
+            },
             events,
         }
     }
