@@ -52,11 +52,26 @@ fn wanted(args: &Args) -> Option<&str> {
 }
 
 async fn talk(args: &Args, request: Request) -> Result<ExitCode, ApiError> {
-    let foreground = matches!(request, Request::Protect { foreground: true, .. });
+    let foreground = match &request {
+        Request::Protect { foreground: true, domain, .. } => Some(domain.clone()),
+        _ => None,
+    };
+    let mut interrupted = std::pin::pin!(interruption(foreground.is_some()));
+    let mut stopping = None;
     let mut call = Call::start(&args.socket(), request).await?;
     let bar = progress_bar(args);
     let mut unprotected = false;
-    while let Some(reply) = call.next().await? {
+    loop {
+        let reply = tokio::select! {
+            reply = call.next() => reply?,
+            () = &mut interrupted, if stopping.is_none() => {
+                // Kept until the end, which comes on the first connection.
+                let domain = foreground.clone().unwrap_or_default();
+                stopping = Some(Call::start(&args.socket(), Request::Unprotect { domain }).await?);
+                continue;
+            }
+        };
+        let Some(reply) = reply else { break };
         match reply {
             Reply::Error(error) => {
                 bar.finish_and_clear();
@@ -65,7 +80,7 @@ async fn talk(args: &Args, request: Request) -> Result<ExitCode, ApiError> {
             Reply::Result(value) => {
                 bar.finish_and_clear();
                 show_result(args, &value)?;
-                return Ok(if foreground && unprotected { ExitCode::from(8) } else { ExitCode::SUCCESS });
+                return Ok(if foreground.is_some() && unprotected { ExitCode::from(8) } else { ExitCode::SUCCESS });
             }
             other if args.json => {
                 if !matches!(&other, Reply::Event(e) if wanted(args).is_some_and(|d| d != e.domain.name)) {
@@ -87,6 +102,23 @@ async fn talk(args: &Args, request: Request) -> Result<ExitCode, ApiError> {
         }
     }
     Err(ApiError::new(ErrorCode::Failed, "remusd hung up before it had answered; see its log (journalctl -u remusd)"))
+}
+
+/// Ends at Ctrl-C or SIGTERM, if those are to mean anything but the end of this program.
+async fn interruption(wanted: bool) {
+    use tokio::signal::unix::{SignalKind, signal};
+    if !wanted {
+        return std::future::pending().await;
+    }
+    match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
+        (Ok(mut interrupt), Ok(mut terminate)) => {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+        }
+        _ => std::future::pending().await,
+    }
 }
 
 fn progress_bar(args: &Args) -> ProgressBar {
