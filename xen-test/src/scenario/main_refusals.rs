@@ -16,6 +16,26 @@ pub(super) const REFUSALS: Scenario = Scenario {
     run,
 };
 
+/// Carries a link over ssh, and breaks it off or damages it after so many bytes.
+const RELAY: &str = r#"
+import os, subprocess, sys
+fault, limit = sys.argv[1], int(sys.argv[2])
+ssh = subprocess.Popen(["ssh", "hostb", "remusd", "connect"], stdin=subprocess.PIPE)
+seen = 0
+while True:
+    data = os.read(0, 65536)
+    if not data:
+        break
+    seen += len(data)
+    if seen > limit:
+        if fault == "cut":
+            ssh.kill()
+            sys.exit(0)
+        data = bytes([data[0] ^ 255]) + data[1:]
+    ssh.stdin.write(data)
+    ssh.stdin.flush()
+"#;
+
 /// Runs a command that must fail, and say all of `words`.
 fn refused(ctx: &Ctx<'_>, host: &Host, command: &str, words: &[&str]) -> Result<()> {
     let output = host.run(command)?;
@@ -44,14 +64,12 @@ fn run(ctx: &mut Ctx<'_>) -> Result<()> {
     refused(ctx, a, &format!("remus protect guest nosuchhost {options}"), &["nosuchhost"])?;
     refused(ctx, a, &format!("remus protect guest 'echo hello; sleep 1' -s '' {options}"), &["peer"])?;
     refused(
-        ctx,
-        a,
-        &format!("remus protect guest 'head -c 100000 | ssh hostb remusd connect' -s '' {options}"),
-        &["UNPROTECTED"],
-    )?;
-    let flip = "ssh hostb remusd connect < <(python3 -c 'import sys\nd=sys.stdin.buffer\no=sys.stdout.buffer\nn=0\nwhile True:\n b=d.read1(65536)\n if not b: break\n n+=len(b)\n if n>3000000: b=bytes([b[0]^255])+b[1:]\n o.write(b);o.flush()')";
-    a.sh(&format!("cat >/root/flip.sh <<'END'\n#!/bin/bash\nexec {flip}\nEND\nchmod +x /root/flip.sh"))?;
-    refused(ctx, a, &format!("remus protect guest /root/flip.sh -s '' {options}"), &["UNPROTECTED"])?;
+    // A stream that breaks off, and one with a flipped byte, both in the middle of the first copy.
+    a.sh(&format!("cat >/root/relay.py <<'END'{RELAY}END"))?;
+    for fault in ["cut", "flip"] {
+        let relay = format!("exec python3 /root/relay.py {fault} 3000000");
+        refused(ctx, a, &format!("remus protect guest '{relay}' -s '' {options}"), &["UNPROTECTED"])?;
+    }
     no_copy(pair.b(), "guest")?;
 
     a.sh("truncate -s 8M /root/disk.img")?;
@@ -64,9 +82,9 @@ fn run(ctx: &mut Ctx<'_>) -> Result<()> {
     }
 
     ctx.note("a kernel without the plug qdisc");
-    a.sh("modprobe -r sch_plug; mv $(modinfo -n sch_plug) /root/sch_plug.away && depmod")?;
+    a.sh("modinfo -n sch_plug >/root/where && modprobe -r sch_plug && mv $(cat /root/where) /root/sch_plug.away && depmod")?;
     refused(ctx, a, &format!("remus protect guest hostb {options}"), &["sch_plug"])?;
-    a.sh("cp /root/sch_plug.away /lib/modules/$(uname -r)/kernel/net/sched/sch_plug.ko && depmod")?;
+    a.sh("mv /root/sch_plug.away $(cat /root/where) && depmod")?;
 
     ctx.note("a full disk under the state");
     a.sh("p=$(pgrep -x remusd); kill $p; while kill -0 $p 2>/dev/null; do sleep 0.1; done; \
