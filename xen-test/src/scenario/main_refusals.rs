@@ -63,7 +63,6 @@ fn run(ctx: &mut Ctx<'_>) -> Result<()> {
     let client = guest.counter(10.0)?;
     refused(ctx, a, &format!("remus protect guest nosuchhost {options}"), &["nosuchhost"])?;
     refused(ctx, a, &format!("remus protect guest 'echo hello; sleep 1' -s '' {options}"), &["peer"])?;
-    refused(
     // A stream that breaks off, and one with a flipped byte, both in the middle of the first copy.
     a.sh(&format!("cat >/root/relay.py <<'END'{RELAY}END"))?;
     for fault in ["cut", "flip"] {
