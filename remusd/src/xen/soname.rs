@@ -138,10 +138,7 @@ fn execute_anew() -> io::Error {
     }
     let mut arguments = std::env::args_os();
     let name = arguments.next().unwrap_or_default();
-    std::process::Command::new("/proc/self/exe")
-        .arg0(name)
-        .args(arguments)
-        .env(SEARCH, search)
-        .env(SAVED, before)
-        .exec()
+    // By its own path: the kernel names a process after it, and operators look for "remusd".
+    let program = std::env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into());
+    std::process::Command::new(program).arg0(name).args(arguments).env(SEARCH, search).env(SAVED, before).exec()
 }
