@@ -64,6 +64,18 @@ pub const SCENARIOS: &[Scenario] = &[
     main_refusals::REFUSALS,
 ];
 
+/// Scenarios that are written but that no run has shown to pass yet: skipped, and counted as such, unless `XEN_TEST_UNSHOWN` is set.
+/// A name leaves this list with the run that shows it.
+pub const UNSHOWN: &[&str] = &[
+    "main-power-loss-hvm",
+    "main-guest-crash",
+    "main-kill-backup-daemon",
+    "main-kill-parts",
+    "main-two-guests",
+    "main-refusals",
+    "main-xl-remus",
+];
+
 /// What a scenario works with.
 #[derive(Debug)]
 pub struct Ctx<'p> {
@@ -127,6 +139,13 @@ mod tests {
             let group = scenario.name.split('-').next().unwrap();
             assert!(GROUPS.contains(&group), "{}", scenario.name);
             assert!(matches!(scenario.hosts, 1 | 2), "{}", scenario.name);
+        }
+    }
+
+    #[test]
+    fn the_unshown_are_scenarios() {
+        for name in UNSHOWN {
+            assert!(SCENARIOS.iter().any(|scenario| scenario.name == *name), "{name}");
         }
     }
 

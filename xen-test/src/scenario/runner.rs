@@ -50,6 +50,11 @@ pub fn run(scenarios: &[Scenario], options: &BootOptions, with_project: bool) ->
     let mut pair: Option<Arc<Pair>> = None;
     for (index, scenario) in scenarios.iter().enumerate() {
         progress!("[{}/{}] {}: {}", index + 1, scenarios.len(), scenario.name, scenario.about);
+        if let Some(reason) = unshown(scenario.name) {
+            tally.skipped += 1;
+            progress!("{}: skipped: {reason}", scenario.name);
+            continue;
+        }
         let ready = match pair.take() {
             Some(booted) => reset_or_boot(booted, options, with_project)?,
             None => boot(options, with_project)?,
@@ -109,6 +114,12 @@ fn reset_or_boot(pair: Arc<Pair>, options: &BootOptions, with_project: bool) -> 
             boot(options, with_project).context("after a failed reset")
         }
     }
+}
+
+/// Why a scenario is not run unless asked for: it is written, but no run has shown it to pass yet.
+fn unshown(name: &str) -> Option<&'static str> {
+    let asked = std::env::var_os("XEN_TEST_UNSHOWN").is_some();
+    (super::UNSHOWN.contains(&name) && !asked).then_some("no run has shown it to pass yet; XEN_TEST_UNSHOWN=1 runs it")
 }
 
 fn run_one(scenario: &Scenario, pair: &Arc<Pair>, logs: &Path) -> Outcome {
