@@ -74,19 +74,29 @@ pub async fn listen(path: &Path) -> std::io::Result<UnixListener> {
 
 /// Serves requests for ever.
 pub async fn serve<S: Service>(listener: UnixListener, service: Arc<S>) {
+    accept_each(listener, "control socket", |stream| {
+        let service = service.clone();
+        async move {
+            if let Err(error) = connection(stream, service).await {
+                tracing::debug!("control connection: {error}");
+            }
+        }
+    })
+    .await;
+}
+
+/// Gives every connection a task of its own, for ever. `name` is the socket's, for the log.
+pub async fn accept_each<H, F>(listener: UnixListener, name: &str, handle: H)
+where
+    H: Fn(UnixStream) -> F,
+    F: Future<Output = ()> + Send + 'static,
+{
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => {
-                let service = service.clone();
-                tokio::spawn(async move {
-                    if let Err(error) = connection(stream, service).await {
-                        tracing::debug!("control connection: {error}");
-                    }
-                });
-            }
+            Ok((stream, _)) => drop(tokio::spawn(handle(stream))),
             Err(error) => {
                 // Out of descriptors, mostly: the next accept may do better, a tight loop would not.
-                tracing::warn!("control socket: {error}");
+                tracing::warn!("{name}: {error}");
                 tokio::time::sleep(std::time::Duration::from_millis(100)).await;
             }
         }

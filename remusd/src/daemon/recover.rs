@@ -15,8 +15,7 @@ use crate::ops::{Backoff, DomainRef, EventKind};
 use crate::protect::machine::OnBackupLoss;
 use crate::protect::options::OnPrimaryLoss;
 use crate::state::{PrimaryRecord, start_time};
-use crate::xen::suspend::Settled;
-use crate::xen::{DomainInfo, GuestType, Suspender};
+use crate::xen::{DomainInfo, Suspender};
 
 /// How long the peer is asked before its silence counts.
 const ASK_PEER: Duration = Duration::from_secs(15);
@@ -179,13 +178,8 @@ impl Daemon {
         let mut suspender = Suspender::new(domid, self.host.hypervisor.clone(), self.host.store.clone())
             .await
             .map_err(|e| e.to_string())?;
-        match suspender.settle(SETTLE).await {
-            Ok(Settled::Undecided) if info.guest_type != GuestType::Pv => {
-                // Nothing was pending and the guest runs: the usual case.
-            }
-            Ok(_) => {}
-            Err(error) => return Err(error.to_string()),
-        }
+        // Undecided is the usual case: nothing was pending and the guest runs.
+        suspender.settle(SETTLE).await.map_err(|e| e.to_string())?;
         self.host.hypervisor.log_dirty_off(domid).await.map_err(|e| e.to_string())
     }
 

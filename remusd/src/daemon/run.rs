@@ -11,6 +11,7 @@ use crate::api::server;
 use crate::backup::host::XenHost;
 use crate::backup::receiver::ReceiverCommand;
 use crate::backup::{BackupSettings, Registry};
+use crate::link::transport::Connection;
 use crate::ops::EventLog;
 use crate::protect::fate::Xl;
 use crate::state::StateDir;
@@ -80,20 +81,13 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
 }
 
 async fn accept(listener: UnixListener, backups: Arc<Registry>) {
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let backups = backups.clone();
-                tokio::spawn(async move {
-                    if let Err(error) = backups.serve(crate::link::transport::Connection::new(stream)).await {
-                        tracing::warn!("a peer that arrived: {error}");
-                    }
-                });
-            }
-            Err(error) => {
-                tracing::warn!("link socket: {error}");
-                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    server::accept_each(listener, "link socket", |stream| {
+        let backups = backups.clone();
+        async move {
+            if let Err(error) = backups.serve(Connection::new(stream)).await {
+                tracing::warn!("a peer that arrived: {error}");
             }
         }
-    }
+    })
+    .await;
 }

@@ -167,7 +167,6 @@ impl Daemon {
             config,
             options,
             target: target.clone(),
-            key,
             hypervisor: self.host.hypervisor.clone(),
             store: self.host.store.clone(),
             guard,

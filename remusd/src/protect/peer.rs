@@ -4,30 +4,13 @@ use async_trait::async_trait;
 
 use super::machine::StopWhy;
 use crate::ids::Epoch;
-use crate::stream::digest::EpochDigest;
+pub use crate::link::EpochEnd;
 use crate::stream::{PageBatch, Record};
 
 /// Sending failed: the peer counts as lost.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct PeerLost(pub String);
-
-/// What `EPOCH_END` says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EpochEnd {
-    /// Which epoch.
-    pub epoch: Epoch,
-    /// Whether the backup may activate from here on (R4, hazard F10).
-    pub armed: bool,
-    /// Over the decoded contents.
-    pub digest: EpochDigest,
-    /// Page entries in the epoch.
-    pub pages: u64,
-    /// Decoded bytes: page contents and record bodies.
-    pub bytes: u64,
-    /// State records in the epoch.
-    pub records: u32,
-}
 
 /// The data path: one epoch after the other. Calls wait for room, which holds up nothing but the next epoch.
 #[async_trait]

@@ -372,7 +372,6 @@ impl Driver {
         self.snapshot.send_modify(|snapshot| {
             snapshot.acked = acked.map(|at| (epoch, at));
             snapshot.report = Some(report);
-            snapshot.epochs += 1;
             snapshot.held = sum;
         });
     }

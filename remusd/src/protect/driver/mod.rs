@@ -28,7 +28,7 @@ use super::peer::{PeerControl, PeerEvent};
 use super::pump::{EpochCost, PumpEvent, PumpOrder, Sent};
 use super::report::EpochReport;
 use crate::capture::{ItemReceiver, SaveHelper};
-use crate::ids::{DomId, Epoch, SessionKey};
+use crate::ids::{DomId, Epoch};
 use crate::ops::{DomainRef, EventKind, EventLog};
 use crate::state::{PrimaryRecord, StateDir};
 use crate::stream::Record;
@@ -52,15 +52,13 @@ pub struct Snapshot {
     pub acked: Option<(Epoch, Instant)>,
     /// The newest finished epoch.
     pub report: Option<EpochReport>,
-    /// Epochs acknowledged in this session.
-    pub epochs: u64,
     /// Held output: packets, bytes; lost output: packets.
     pub held: (u64, u64, u64),
 }
 
 impl Default for Snapshot {
     fn default() -> Self {
-        Self { state: State::Starting, protected: false, acked: None, report: None, epochs: 0, held: (0, 0, 0) }
+        Self { state: State::Starting, protected: false, acked: None, report: None, held: (0, 0, 0) }
     }
 }
 
@@ -76,8 +74,6 @@ pub struct Parts {
     pub options: ProtectOptions,
     /// Where to.
     pub target: Target,
-    /// Session.
-    pub key: SessionKey,
     /// The hypervisor.
     pub hypervisor: Arc<dyn Hypervisor>,
     /// xenstore.

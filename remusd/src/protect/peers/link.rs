@@ -45,8 +45,7 @@ impl Outlet for LinkOutlet {
     }
 
     async fn end(&mut self, end: EpochEnd) -> Result<(), PeerLost> {
-        let EpochEnd { epoch, armed, digest, pages, bytes, records } = end;
-        Ok(self.0.epoch_end(link::EpochEnd { epoch, armed, digest, pages, bytes, records }).await?)
+        Ok(self.0.epoch_end(end).await?)
     }
 }
 
