@@ -9,11 +9,10 @@ use devices::netbuffer::NetError;
 
 use super::{Daemon, monitor, setup};
 use crate::api::{ApiError, ErrorCode};
-use crate::ids::{Nonce, SessionKey};
+use crate::ids::{Nonce, ProtectionId, SessionKey};
 use crate::link::{LinkError, LinkEvent, LinkOptions, PrimaryLink, Role, StopReason, Transport};
 use crate::ops::{Backoff, DomainRef, EventKind};
-use crate::protect::machine::OnBackupLoss;
-use crate::protect::options::OnPrimaryLoss;
+use crate::protect::recovery::{Action, Event, Known, Recovery};
 use crate::state::{PrimaryRecord, start_time};
 use crate::xen::{DomainInfo, Suspender};
 
@@ -25,13 +24,6 @@ const SETTLE: Duration = Duration::from_secs(3);
 
 /// How long the peer may take to destroy its copy.
 const DISCARD: Duration = Duration::from_secs(30);
-
-/// Who owns the guest.
-enum Owner {
-    We(String),
-    Peer(String),
-    Unknown(String),
-}
 
 impl Daemon {
     /// Recovers every protection that has a record. Called once at start, before anything else acts.
@@ -84,79 +76,114 @@ impl Daemon {
             Some(_) => {}
             None => record.vifs.clear(),
         }
-        if record.armed {
-            for vif in &record.vifs {
-                match devices::netbuffer::seal(vif).await {
-                    Ok(()) => {}
-                    // Nothing can leave through an interface that is not there.
-                    Err(NetError::NoLink(_)) => {}
-                    Err(error) => {
-                        return Err(failed(format!("{vif} cannot be sealed, so nothing was touched: {error}")));
+        let transport = setup::transport(&record.target);
+        let (mut recovery, mut action) = Recovery::begin(Known {
+            armed: record.armed,
+            superseded: record.superseded,
+            present: info.is_some(),
+            assume_owner,
+            peer: transport.is_some().then(|| record.target.label()),
+            on_backup_loss: record.options.on_backup_loss,
+            on_primary_loss: record.options.on_primary_loss,
+        });
+        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(3), ASK_PEER)
+            .map_err(|error| failed(error.to_string()))?;
+        loop {
+            let event = match action {
+                Action::Seal => {
+                    seal_all(&record).await.map_err(failed)?;
+                    Event::Sealed
+                }
+                Action::ResumeSealed => {
+                    end_helper(&record);
+                    if let Some(info) = &info {
+                        self.resume_sealed(&record, info).await.map_err(failed)?;
                     }
+                    Event::Resumed
                 }
-            }
-        }
-        if let Some((pid, started)) = record.helper
-            && start_time(pid) == Some(started)
-        {
-            // Its parent is gone; it can only unwind or hang.
-            let _ = nix::sys::signal::kill(
-                nix::unistd::Pid::from_raw(pid.cast_signed()),
-                nix::sys::signal::Signal::SIGKILL,
-            );
-        }
-        if let Some(info) = &info {
-            self.resume_sealed(&record, info).await.map_err(failed)?;
-        }
-
-        let text = match self.owner(&record, info.as_ref(), assume_owner).await {
-            Owner::We(text) => {
-                self.remove_leftovers(&record, Ending::Release).await.map_err(failed)?;
-                if record.monitor && info.is_some() {
-                    self.monitor(monitor::MonitorRecord {
-                        uuid: record.uuid,
-                        domid: record.domid,
-                        name: record.name.clone(),
-                        config: record.config.clone(),
-                    })
-                    .await;
+                Action::AskPeer => match &transport {
+                    Some(transport) => ask(transport, record.uuid).await,
+                    None => Event::Silent("there is no way to it".into()),
+                },
+                Action::DiscardAtPeer => match &transport {
+                    Some(transport) => match self.discard_at_peer(&record, info.as_ref(), transport).await {
+                        Ok(()) => Event::PeerDiscarded,
+                        Err(text) => Event::NotDiscarded(text),
+                    },
+                    None => Event::NotDiscarded("there is no way to it".into()),
+                },
+                Action::Wait => match backoff.wait().await {
+                    Ok(()) => Event::Waited,
+                    Err(_) => Event::PatienceOver,
+                },
+                Action::TakeOver(text) => return self.take_over(&record, domain, info.is_some(), &text).await,
+                Action::GiveUp(text) => return self.give_up(&record, domain, info.is_some(), &text).await,
+                Action::StandAside(text) => {
+                    self.remove_leftovers(&record, Ending::Discard).await.map_err(failed)?;
+                    self.forget(&record)?;
+                    let text = format!("{text}. If this host lost the guest, run `remus failover {name}` over there");
+                    self.log.publish(domain, EventKind::Recovered, text.clone());
+                    return Ok(text);
                 }
-                self.forget(&record)?;
-                let text = match info {
-                    Some(_) => format!("the guest runs here, UNPROTECTED ({text}); `remus protect` it again"),
-                    None => format!("the domain is gone; what was left of its protection was removed ({text})"),
-                };
-                self.log.publish(domain.clone(), EventKind::Recovered, text.clone());
-                if info.is_some() {
-                    self.log.publish(
-                        domain,
-                        EventKind::Unprotected,
-                        "the daemon was restarted under it; protect it again",
+                Action::StaySealed(text) => {
+                    let text = format!(
+                        "{text}: the guest runs SEALED, its output goes nowhere. When the other host is surely off or does not run it: \
+                         remus recover {} --assume-owner",
+                        record.name
                     );
+                    self.log.publish(domain, EventKind::Holding, text.clone());
+                    return Ok(text);
                 }
-                text
-            }
-            Owner::Peer(text) => {
-                if info.is_some() {
-                    self.host.hypervisor.pause(record.domid).await.map_err(|e| failed(e.to_string()))?;
-                    self.host.toolstack.destroy(record.domid).await.map_err(|e| failed(e.to_string()))?;
-                }
-                self.remove_leftovers(&record, Ending::Discard).await.map_err(failed)?;
-                self.forget(&record)?;
-                let text = format!("{text}: the copy here stayed sealed and was destroyed");
-                self.log.publish(domain, EventKind::Superseded, text.clone());
-                text
-            }
-            Owner::Unknown(text) => {
-                let text = format!(
-                    "{text}: the guest runs SEALED, its output goes nowhere. When the other host is surely off or does not run it: \
-                     remus recover {} --assume-owner",
-                    record.name
-                );
-                self.log.publish(domain, EventKind::Holding, text.clone());
-                text
-            }
-        };
+            };
+            action = recovery.step(event);
+        }
+    }
+
+    async fn take_over(
+        self: &Arc<Self>,
+        record: &PrimaryRecord,
+        domain: DomainRef,
+        present: bool,
+        why: &str,
+    ) -> Result<String, ApiError> {
+        self.remove_leftovers(record, Ending::Release).await.map_err(|text| failed(record, &text))?;
+        if record.monitor && present {
+            self.monitor(monitor::MonitorRecord {
+                uuid: record.uuid,
+                domid: record.domid,
+                name: record.name.clone(),
+                config: record.config.clone(),
+            })
+            .await;
+        }
+        self.forget(record)?;
+        if !present {
+            let text = format!("the domain is gone; what was left of its protection was removed ({why})");
+            self.log.publish(domain, EventKind::Recovered, text.clone());
+            return Ok(text);
+        }
+        let text = format!("the guest runs here, UNPROTECTED ({why}); `remus protect` it again");
+        self.log.publish(domain.clone(), EventKind::Recovered, text.clone());
+        self.log.publish(domain, EventKind::Unprotected, "the daemon was restarted under it; protect it again");
+        Ok(text)
+    }
+
+    async fn give_up(
+        &self,
+        record: &PrimaryRecord,
+        domain: DomainRef,
+        present: bool,
+        why: &str,
+    ) -> Result<String, ApiError> {
+        let failed = |text: String| failed(record, &text);
+        if present {
+            self.host.hypervisor.pause(record.domid).await.map_err(|e| failed(e.to_string()))?;
+            self.host.toolstack.destroy(record.domid).await.map_err(|e| failed(e.to_string()))?;
+        }
+        self.remove_leftovers(record, Ending::Discard).await.map_err(failed)?;
+        self.forget(record)?;
+        let text = format!("{why}: the copy here stayed sealed and was destroyed");
+        self.log.publish(domain, EventKind::Superseded, text.clone());
         Ok(text)
     }
 
@@ -181,71 +208,6 @@ impl Daemon {
         // Undecided is the usual case: nothing was pending and the guest runs.
         suspender.settle(SETTLE).await.map_err(|e| e.to_string())?;
         self.host.hypervisor.log_dirty_off(domid).await.map_err(|e| e.to_string())
-    }
-
-    async fn owner(&self, record: &PrimaryRecord, info: Option<&DomainInfo>, assume_owner: bool) -> Owner {
-        if assume_owner {
-            return Owner::We("an operator says that no other copy runs".into());
-        }
-        if record.superseded {
-            return Owner::Peer("the peer had said that its copy runs".into());
-        }
-        if !record.armed {
-            return Owner::We("no epoch was armed, so no other copy can run".into());
-        }
-        let Some(transport) = setup::transport(&record.target) else {
-            return Owner::We("there is no remusd at the other side".into());
-        };
-        let peer = record.target.label();
-        let Ok(mut backoff) = Backoff::new(Duration::from_millis(200), Duration::from_secs(3), ASK_PEER) else {
-            return Owner::Unknown("invalid backoff".into());
-        };
-        let options = LinkOptions { handshake_timeout: Duration::from_secs(10), ..LinkOptions::default() };
-        let silence = loop {
-            match PrimaryLink::query(&transport, Some(record.uuid), &options).await {
-                Ok(entries) => {
-                    let role = entries.iter().find(|e| e.protection == record.uuid).map_or(Role::None, |e| e.role);
-                    match role {
-                        Role::Active => return Owner::Peer(format!("{peer} has activated its copy")),
-                        Role::None | Role::Discarded => return Owner::We(format!("{peer} holds no copy")),
-                        // It may yet fail, and then this copy is the only one (hazard F6): neither unsealed nor destroyed.
-                        Role::Activating => {
-                            if backoff.wait().await.is_err() {
-                                return Owner::Unknown(format!("{peer} is activating its copy"));
-                            }
-                        }
-                        // It is stale as soon as this one runs on: it has to be given up first (R4).
-                        Role::Syncing | Role::Armed => match self.discard_at_peer(record, info, &transport).await {
-                            Ok(()) => return Owner::We(format!("{peer} has given up its copy")),
-                            Err(error) => {
-                                if backoff.wait().await.is_err() {
-                                    return Owner::Unknown(format!(
-                                        "{peer} holds a copy and does not give it up: {error}"
-                                    ));
-                                }
-                            }
-                        },
-                    }
-                }
-                Err(error) => {
-                    if backoff.wait().await.is_err() {
-                        break error;
-                    }
-                }
-            }
-        };
-        if record.options.on_backup_loss == OnBackupLoss::Hold {
-            return Owner::Unknown(format!("{peer} does not answer ({silence}) and output was to be held then"));
-        }
-        match record.options.on_primary_loss {
-            // The token is the primary's: the peer activates only if an operator has asserted that this host is off (hazard F19).
-            OnPrimaryLoss::Wait => {
-                Owner::We(format!("{peer} does not answer ({silence}), and activates nothing by itself"))
-            }
-            OnPrimaryLoss::Activate => {
-                Owner::Unknown(format!("{peer} does not answer ({silence}) and may have activated its copy"))
-            }
-        }
     }
 
     /// Has the peer destroy its copy: a newer session takes the old one's place and is stopped at once.
@@ -293,5 +255,40 @@ impl Daemon {
 
     fn forget(&self, record: &PrimaryRecord) -> Result<(), ApiError> {
         self.state.remove_primary(record.uuid).map_err(|e| ApiError::new(ErrorCode::Failed, e.to_string()))
+    }
+}
+
+fn failed(record: &PrimaryRecord, text: &str) -> ApiError {
+    ApiError::new(ErrorCode::Failed, format!("Recovering {}: {text}", record.name))
+}
+
+async fn seal_all(record: &PrimaryRecord) -> Result<(), String> {
+    for vif in &record.vifs {
+        match devices::netbuffer::seal(vif).await {
+            Ok(()) => {}
+            // Nothing can leave through an interface that is not there.
+            Err(NetError::NoLink(_)) => {}
+            Err(error) => return Err(format!("{vif} cannot be sealed, so nothing was touched: {error}")),
+        }
+    }
+    Ok(())
+}
+
+fn end_helper(record: &PrimaryRecord) {
+    if let Some((pid, started)) = record.helper
+        && start_time(pid) == Some(started)
+    {
+        // Its parent is gone; it can only unwind or hang.
+        let _ =
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.cast_signed()), nix::sys::signal::Signal::SIGKILL);
+    }
+}
+
+/// What the peer says it is to this protection.
+async fn ask(transport: &Transport, uuid: ProtectionId) -> Event {
+    let options = LinkOptions { handshake_timeout: Duration::from_secs(10), ..LinkOptions::default() };
+    match PrimaryLink::query(transport, Some(uuid), &options).await {
+        Ok(entries) => Event::Peer(entries.iter().find(|e| e.protection == uuid).map_or(Role::None, |e| e.role)),
+        Err(error) => Event::Silent(error.to_string()),
     }
 }

@@ -1,7 +1,7 @@
 //! The primary: the guest runs here and is checkpointed to a backup.
 //!
 //! `machine` decides (sans-IO), `driver` does what it says, `pump` moves pages to the `peer`, `report` is what each epoch yields,
-//! `fate` is what becomes of a guest that has ended.
+//! `fate` is what becomes of a guest that has ended, `recovery` what a restarted daemon does.
 
 pub mod domain;
 pub mod driver;
@@ -12,4 +12,5 @@ pub mod options;
 pub mod peer;
 pub mod peers;
 pub mod pump;
+pub mod recovery;
 pub mod report;
