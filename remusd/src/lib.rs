@@ -1,7 +1,7 @@
 //! remusd: keeps a Xen guest running through the loss of its host.
 //!
 //! The map: `protect` (primary), `backup`, `link` between them, `capture` and `stream` (what an epoch is made of),
-//! `xen` (the only unsafe code), `ops` and `api` (what people see). docs/architecture.md has the picture.
+//! `witness` (who may run), `xen` (the only unsafe code), `ops` and `api` (what people see). docs/architecture.md has the picture.
 
 pub mod api;
 pub mod backup;
@@ -15,4 +15,5 @@ pub mod ops;
 pub mod protect;
 pub mod state;
 pub mod stream;
+pub mod witness;
 pub mod xen;

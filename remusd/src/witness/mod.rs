@@ -1,0 +1,18 @@
+//! The witness (R3): one record per protection at a place that neither host is, changed only by compare-and-swap, says who may run
+//! the guest. docs/witness.md has the rules in words.
+
+pub mod client;
+pub mod memory;
+pub mod record;
+pub mod rules;
+pub mod store;
+
+pub use client::{Busy, CasReply, Client, Dropped, Effect, Input, Outcome, ReadError, RequestId};
+pub use record::{Attempt, Host, HostId, Position, Record, RecordKey, RecordState, Versioned, Watermark};
+pub use rules::{Intent, Refusal};
+pub use store::WitnessStore;
+
+#[cfg(test)]
+mod client_tests;
+#[cfg(test)]
+mod rules_tests;
