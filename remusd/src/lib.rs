@@ -12,6 +12,7 @@ pub mod hvm;
 pub mod ids;
 pub mod link;
 pub mod ops;
+pub mod pair;
 pub mod protect;
 pub mod state;
 pub mod stream;

@@ -15,6 +15,7 @@ pub mod handshake;
 mod payload;
 pub mod primary;
 pub mod session;
+pub mod tls;
 pub mod transport;
 mod wire;
 

@@ -8,7 +8,7 @@ use tokio::{
     process::Command,
 };
 
-use super::{child::ChildGroup, error::LinkError};
+use super::{child::ChildGroup, error::LinkError, tls::Dial};
 
 /// The command that joins ssh's standard streams to the peer's daemon.
 pub const REMOTE_COMMAND: &str = "remusd connect";
@@ -31,6 +31,8 @@ pub enum Transport {
     Command(String),
     /// The link socket of a remusd on this host, or of a forwarding.
     Unix(PathBuf),
+    /// TLS to a paired host.
+    Tls(Dial),
 }
 
 impl std::fmt::Display for Transport {
@@ -39,6 +41,7 @@ impl std::fmt::Display for Transport {
             Self::Ssh { host, .. } => f.write_str(host),
             Self::Command(command) => write!(f, "`{command}`"),
             Self::Unix(path) => write!(f, "{}", path.display()),
+            Self::Tls(dial) => dial.fmt(f),
         }
     }
 }
@@ -90,7 +93,7 @@ impl Transport {
                 Ok(Some(format!("exec {ssh} {} {REMOTE_COMMAND}", quote(host))))
             }
             Self::Command(command) => Ok(Some(command.clone())),
-            Self::Unix(_) => Ok(None),
+            Self::Unix(_) | Self::Tls(_) => Ok(None),
         }
     }
 
@@ -103,8 +106,10 @@ impl Transport {
     }
 
     async fn try_open(&self) -> io::Result<Connection> {
-        if let Self::Unix(path) = self {
-            return Ok(Connection::new(UnixStream::connect(path).await?));
+        match self {
+            Self::Unix(path) => return Ok(Connection::new(UnixStream::connect(path).await?)),
+            Self::Tls(dial) => return Ok(dial.open().await?),
+            Self::Ssh { .. } | Self::Command(_) => {}
         }
         let mut command = Command::new("sh");
         command.arg("-c").arg(self.shell_command()?.unwrap_or_default());

@@ -1,0 +1,16 @@
+//! Pairing: who may speak TLS with this host (docs/pairing.md).
+//!
+//! `certificate` makes keys, `files` keeps them from others, `peer` says which certificates of a host are accepted, `keyring` holds
+//! all of it, `sessions` the open connections. `message` and `exchange` are the conversation over ssh in which two hosts learn each
+//! other's certificate, `rotate` changes keys later, `service` is what the daemon does of it.
+
+pub mod certificate;
+mod files;
+pub mod keyring;
+pub mod peer;
+pub mod sessions;
+
+pub use certificate::{Certificate, Fingerprint, HostId, KeyPair};
+pub use files::FileError;
+pub use keyring::{Keyring, KeyringError};
+pub use peer::Peer;
