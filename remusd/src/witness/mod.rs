@@ -15,4 +15,6 @@ pub use store::WitnessStore;
 #[cfg(test)]
 mod client_tests;
 #[cfg(test)]
+mod property_tests;
+#[cfg(test)]
 mod rules_tests;

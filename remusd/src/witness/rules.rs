@@ -22,11 +22,14 @@ pub enum Intent {
     /// Backup: looks for the record that its primary says it has armed; remembers it. Changes nothing.
     Accept(RecordKey),
     /// Either: wants to run the guest alone. From the moment this is asked for, nothing may be acknowledged, released or committed
-    /// under the record's generation, whatever comes of it (hazards F8, F9).
+    /// under the record's generation, whatever comes of it (hazards F8, F9). The owner may also be asking with the key of an earlier
+    /// generation, if it crashed while arming.
     Claim(RecordKey),
     /// Winner: its copy runs.
     Activate(RecordKey),
-    /// Winner: could not start. Its copy is proven gone and has never run (also: of a claim made before a restart).
+    /// Winner: could not start. Its copy is proven gone and has never run (also: of a claim made before a restart). Also whoever has
+    /// sent a claim, does not know what became of it, and has given its copy up: if the claim has not landed, the record is written
+    /// anew as it is, so that the claim never will; else it could land later, and nobody would run the guest.
     Forfeit(RecordKey),
     /// Owner: protection ends, it keeps the guest. From `Armed`, or when running alone from `Active`.
     Stop(RecordKey),
@@ -210,13 +213,23 @@ pub fn step(
         | Intent::Stop(key)
         | Intent::HandOver(key) => key,
     };
+    // A host that crashed (or lost patience) after its arming or forcing was applied and before it had noted the new key still owns the
+    // record, and its peer cannot know the key either: without this nobody could ever run the guest.
+    if owned && found.generation > key.generation {
+        return match (intent, found.state) {
+            (Intent::Claim(_), S::Armed | S::Claimed | S::Stopped) => to(S::Claimed),
+            (Intent::Claim(_), S::Active) => to(S::Active),
+            (Intent::Stop(_), S::Armed | S::Active) => to(S::Stopped),
+            _ => wrong(),
+        };
+    }
     if found.key() != *key {
         return if found.generation < key.generation {
             Step::Refuse(Refusal::RolledBack(format!(
                 "the record's generation is {}, and was {}",
                 found.generation, key.generation
             )))
-        } else if found.generation > key.generation && !owned {
+        } else if found.generation > key.generation {
             lost() // somebody armed or forced it since
         } else {
             Step::Refuse(Refusal::OtherRecord(Box::new(found.clone())))
@@ -237,6 +250,11 @@ pub fn step(
             S::Active if owned => to(S::Active),
             _ => lost(),
         },
+        Intent::Forfeit(_)
+            if !owned && found.peer.is(me) && matches!(found.state, S::Armed | S::HandedTo | S::Forfeited) =>
+        {
+            Step::Swap(Box::new(Record { attempt, ..found.clone() }))
+        }
         _ if !owned => lost(),
         Intent::Activate(_) => match found.state {
             S::Claimed => to(S::Active),
