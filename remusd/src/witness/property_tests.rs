@@ -121,12 +121,12 @@ impl World {
         let pick = |of: &[fn(RecordKey) -> Intent], key| of[usize::from(what) % of.len()](key);
         match (self.sides[s].role, self.sides[s].key) {
             (Role::Fresh, _) => Some(self.arm(s)),
-            (Role::Primary, Some(_)) if what % 5 == 0 => Some(self.arm(s)),
+            (Role::Primary, Some(_)) if what.is_multiple_of(5) => Some(self.arm(s)),
             (Role::Primary, Some(key)) => {
                 Some(pick(&[Intent::Claim, Intent::Claim, Intent::Stop, Intent::HandOver], key))
             }
             (Role::Backup, Some(key)) => Some(Intent::Claim(key)),
-            (Role::Alone, Some(key)) if what % 2 == 0 => Some(Intent::Activate(key)),
+            (Role::Alone, Some(key)) if what.is_multiple_of(2) => Some(Intent::Activate(key)),
             (Role::Alone, _) => Some(self.arm(s)),
             (Role::Frozen, _) => Some(Intent::Look),
             (Role::Failed, Some(key)) => Some(Intent::Forfeit(key)),
@@ -188,7 +188,7 @@ impl World {
             }
             (Intent::Claim(_), Outcome::Won(r)) => {
                 self.sides[s].key = Some(r.key());
-                if role == Role::Backup && self.counter % 3 == 0 {
+                if role == Role::Backup && self.counter.is_multiple_of(3) {
                     self.sides[s].role = Role::Failed;
                 } else {
                     self.alone(s);
