@@ -7,10 +7,14 @@
 pub mod certificate;
 mod files;
 pub mod keyring;
+pub mod message;
 pub mod peer;
+pub mod rotate;
+pub mod service;
 pub mod sessions;
 
 pub use certificate::{Certificate, Fingerprint, HostId, KeyPair};
 pub use files::FileError;
 pub use keyring::{Keyring, KeyringError};
 pub use peer::Peer;
+pub use service::{Pairing, PairingRequest};
