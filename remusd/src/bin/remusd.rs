@@ -33,6 +33,9 @@ struct Run {
     /// xl to receive with.
     #[arg(long, default_value = "xl")]
     xl: PathBuf,
+    /// Configuration file; need not exist.
+    #[arg(long, default_value = remusd::config::PATH)]
+    config: PathBuf,
 }
 
 #[derive(Debug, Subcommand)]
@@ -42,6 +45,12 @@ enum Command {
         /// The daemon's link socket.
         #[arg(long, default_value = remusd::link::bridge::LINK_SOCKET)]
         link_socket: PathBuf,
+    },
+    /// Pair this host with the one whose `remus pair` runs this over ssh.
+    Pair {
+        /// The daemon's control socket.
+        #[arg(long, default_value = "/run/remus/remusd.sock")]
+        socket: PathBuf,
     },
     /// UNSAFE: stand where `xl remus -s` expects `xl migrate-receive -r`: the copy waits here for an operator.
     ReceiveStock {
@@ -70,6 +79,7 @@ fn main() -> ExitCode {
                 ExitCode::from(error.exit_code())
             }
         },
+        Some(Command::Pair { socket }) => finish(pair(&socket)),
         Some(Command::ReceiveStock { link_socket }) => finish(receive_stock(link_socket)),
         Some(Command::LogDirty { domain }) => finish(log_dirty(&domain)),
         Some(Command::CreateDomain) => finish(create_domain()),
@@ -95,6 +105,22 @@ fn daemon(_: Run) -> anyhow::Result<()> {
 #[cfg(not(feature = "xen"))]
 fn create_domain() -> anyhow::Result<()> {
     anyhow::bail!("built without the feature \"xen\": this program cannot talk to a hypervisor")
+}
+
+fn pair(socket: &std::path::Path) -> anyhow::Result<()> {
+    // Set by sshd: the client's address and port, ours and our port.
+    let came_from = std::env::var("SSH_CONNECTION").ok().and_then(|text| Some(text.split(' ').next()?.to_owned()));
+    let socket = remusd::pair::socket::beside(socket);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = runtime.block_on(remusd::pair::exchange::serve(
+        &socket,
+        came_from,
+        tokio::io::BufReader::new(tokio::io::stdin()),
+        tokio::io::stdout(),
+    ));
+    // A read of standard input may still be under way on its own thread.
+    runtime.shutdown_background();
+    Ok(result?)
 }
 
 fn receive_stock(link_socket: PathBuf) -> anyhow::Result<()> {
@@ -152,5 +178,6 @@ fn daemon(run: Run) -> anyhow::Result<()> {
         link_socket: run.link_socket,
         save_helper: run.save_helper,
         xl: run.xl,
+        config: remusd::config::Config::load(&run.config)?,
     }))
 }

@@ -4,8 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+use super::pair::{Keys, Pair};
 use crate::api::Request;
 use crate::api::types::default_socket;
+use crate::link::transport::DEFAULT_SSH;
 use crate::protect::machine::OnBackupLoss;
 use crate::protect::options::{OnPrimaryLoss, ProtectOptions, Target};
 
@@ -46,6 +48,15 @@ pub enum PrimaryLoss {
     Activate,
 }
 
+/// How the link is carried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TransportChoice {
+    /// By ssh to the other host's daemon.
+    Ssh,
+    /// By TLS between paired hosts.
+    Tls,
+}
+
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -83,6 +94,21 @@ pub enum Command {
         /// Domain name or UUID.
         domain: String,
     },
+    /// Pair this host with another: from then on their daemons speak TLS, without ssh.
+    Pair(Box<Pair>),
+    /// Forget a paired host: its open sessions end, and it gets no new ones.
+    Unpair {
+        /// Its name.
+        host: String,
+    },
+    /// Show whom this host is paired with.
+    Peers,
+    /// This host's keys.
+    Keys {
+        /// What to do.
+        #[command(subcommand)]
+        keys: Keys,
+    },
     /// Put right what a crashed protection has left behind: resume the guest, log-dirty off, qdiscs away.
     Recover {
         /// Domain name, id or UUID; all that have a record when left out.
@@ -106,6 +132,9 @@ pub struct Protect {
     /// Command used instead of ssh; an empty one makes HOST itself the command.
     #[arg(short = 's', long)]
     pub ssh: Option<String>,
+    /// How to reach HOST [default: tls if it is paired (`remus peers`) and no --ssh is given, else ssh].
+    #[arg(long, value_enum)]
+    pub transport: Option<TransportChoice>,
     /// Silence in ms after which the other side counts as lost.
     #[arg(long, default_value_t = ProtectOptions::default().detection_ms)]
     pub detection_ms: u64,
@@ -159,9 +188,13 @@ impl Protect {
             },
             ..ProtectOptions::default()
         };
-        let mut target = match &self.ssh {
-            Some(ssh) if ssh.is_empty() => Target::Command(self.host.clone()),
-            ssh => Target::Host { host: self.host.clone(), ssh: ssh.clone() },
+        let host = self.host.clone();
+        let mut target = match (self.transport, &self.ssh) {
+            (Some(TransportChoice::Tls), Some(_)) => return Err("--transport tls and --ssh exclude each other".into()),
+            (Some(TransportChoice::Tls), None) => Target::Tls { host, id: None },
+            (_, Some(ssh)) if ssh.is_empty() => Target::Command(host),
+            (Some(TransportChoice::Ssh), None) => Target::Host { host, ssh: Some(DEFAULT_SSH.into()) },
+            (_, ssh) => Target::Host { host, ssh: ssh.clone() },
         };
         for choice in &self.unsafe_choices {
             match choice.as_str() {
@@ -211,6 +244,10 @@ impl Args {
                 Request::Failover { domain: domain.clone(), primary_is_off: *primary_is_off }
             }
             Command::Discard { domain } => Request::Discard { domain: domain.clone() },
+            // These go to the pairing socket.
+            Command::Pair(_) | Command::Unpair { .. } | Command::Peers | Command::Keys { .. } => {
+                return Err("not a request of the control API".into());
+            }
             Command::Recover { domain, assume_owner } => {
                 Request::Recover { domain: domain.clone(), assume_owner: *assume_owner }
             }
@@ -244,6 +281,20 @@ mod tests {
         let args = Args::try_parse_from(["remus", "protect", "g", "nc b 7", "-s", ""]).unwrap();
         let Request::Protect { target, .. } = args.request().unwrap() else { panic!() };
         assert_eq!(target, Target::Command("nc b 7".into()));
+    }
+
+    #[test]
+    fn the_transport_can_be_chosen() {
+        let target = |line: &str| match request(line).unwrap() {
+            Request::Protect { target, .. } => target,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(target("remus protect g b --transport tls"), Target::Tls { host: "b".into(), id: None });
+        assert_eq!(
+            target("remus protect g b --transport ssh"),
+            Target::Host { host: "b".into(), ssh: Some(DEFAULT_SSH.into()) }
+        );
+        assert!(request("remus protect g b --transport tls -s rsh").unwrap_err().contains("exclude"));
     }
 
     #[test]

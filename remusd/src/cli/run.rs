@@ -25,6 +25,19 @@ fn exit_code(code: ErrorCode) -> ExitCode {
 
 /// Runs one command to its end.
 pub async fn run(args: &Args) -> ExitCode {
+    if let Some(done) = pairing(args).await {
+        return match done {
+            Ok(value) if args.json => {
+                println!("{}", serde_json::json!({ "result": value }));
+                ExitCode::SUCCESS
+            }
+            Ok(value) => {
+                println!("{}", value["message"].as_str().unwrap_or_default());
+                ExitCode::SUCCESS
+            }
+            Err(error) => fail(args, &error),
+        };
+    }
     let request = match args.request() {
         Ok(request) => request,
         Err(text) => return fail(args, &ApiError::new(ErrorCode::Invalid, text)),
@@ -33,6 +46,18 @@ pub async fn run(args: &Args) -> ExitCode {
         Ok(code) => code,
         Err(error) => fail(args, &error),
     }
+}
+
+/// What goes to the pairing socket; `None` for everything else.
+async fn pairing(args: &Args) -> Option<Result<serde_json::Value, ApiError>> {
+    let socket = args.socket();
+    Some(match &args.command {
+        Command::Pair(pair) => super::pair::pair(&socket, pair, args.json).await,
+        Command::Unpair { host } => super::pair::unpair(&socket, host).await,
+        Command::Peers => super::pair::peers(&socket).await,
+        Command::Keys { keys } => super::pair::keys(&socket, *keys).await,
+        _ => return None,
+    })
 }
 
 fn fail(args: &Args, error: &ApiError) -> ExitCode {

@@ -2,6 +2,8 @@
 //! what is put right after a crash (`recover`), and the guests it is the monitor of (`monitor`).
 
 pub mod devices;
+#[cfg(feature = "xen")]
+mod listen;
 pub mod monitor;
 pub mod recover;
 pub mod resolve;
@@ -12,7 +14,7 @@ pub mod setup;
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
@@ -20,6 +22,7 @@ use tokio::task::JoinHandle;
 use crate::api::{ApiError, ErrorCode};
 use crate::ids::{Generation, ProtectionId};
 use crate::ops::{DomainRef, EventLog};
+use crate::pair::Pairing;
 use crate::protect::driver;
 use crate::protect::fate::Toolstack;
 use crate::protect::machine::{Outcome, State};
@@ -71,6 +74,7 @@ pub struct Daemon {
     monitors: Mutex<HashMap<ProtectionId, JoinHandle<()>>>,
     /// Protections that are being set up, which takes as long as the peer takes to answer.
     starting: Arc<std::sync::Mutex<HashSet<ProtectionId>>>,
+    pairing: OnceLock<Result<Arc<Pairing>, String>>,
 }
 
 /// Keeps a second set-up of the same domain away until dropped.
@@ -97,7 +101,17 @@ impl Daemon {
             backups,
             monitors: Mutex::default(),
             starting: Arc::default(),
+            pairing: OnceLock::new(),
         }
+    }
+
+    /// Says with whom this host is paired, or why it cannot be. Once, before anything is protected or recovered.
+    pub fn set_pairing(&self, pairing: Result<Arc<Pairing>, String>) {
+        let _ = self.pairing.set(pairing);
+    }
+
+    fn pairing(&self) -> Result<Arc<Pairing>, String> {
+        self.pairing.get().cloned().unwrap_or_else(|| Err("this daemon was started without TLS".into()))
     }
 
     /// Makes this the only set-up of the domain.

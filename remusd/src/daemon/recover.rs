@@ -76,7 +76,7 @@ impl Daemon {
             Some(_) => {}
             None => record.vifs.clear(),
         }
-        let transport = setup::transport(&record.target);
+        let transport = setup::transport(&record.target, &self.pairing());
         let (mut recovery, mut action) = Recovery::begin(Known {
             armed: record.armed,
             superseded: record.superseded,

@@ -4,15 +4,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
-use tokio::net::UnixListener;
 
-use super::{Daemon, Host};
+use super::{Daemon, Host, listen};
 use crate::api::server;
 use crate::backup::host::XenHost;
 use crate::backup::receiver::ReceiverCommand;
 use crate::backup::{BackupSettings, Registry};
-use crate::link::transport::Connection;
+use crate::config::Config;
 use crate::ops::EventLog;
+use crate::pair::{self, Keyring};
 use crate::protect::fate::Xl;
 use crate::state::StateDir;
 use crate::xen::{Hypervisor, RealStore, SuspendGuard, XenHypervisor, XenStore};
@@ -30,6 +30,8 @@ pub struct Settings {
     pub save_helper: Option<PathBuf>,
     /// xl.
     pub xl: PathBuf,
+    /// The configuration file's contents.
+    pub config: Config,
 }
 
 /// Runs until SIGTERM or SIGINT. Protections outlive the daemon as held output and records: the next start recovers them.
@@ -42,12 +44,12 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let state = StateDir::open(&settings.state_dir)?;
     let log = Arc::new(EventLog::default());
     // The control socket is also the lock: a second daemon on the same state would be a second owner.
-    let control = server::listen(&settings.socket)
+    let control = listen::control(&settings.socket, settings.config.control.group.as_deref()).await?;
+    let link = listen::link(&settings.link_socket).await?;
+    let pair_socket = pair::socket::beside(&settings.socket);
+    let pair = pair::socket::listen(&pair_socket)
         .await
-        .with_context(|| format!("cannot listen at {}", settings.socket.display()))?;
-    let link = server::listen(&settings.link_socket)
-        .await
-        .with_context(|| format!("cannot listen at {}", settings.link_socket.display()))?;
+        .with_context(|| format!("cannot listen at {}", pair_socket.display()))?;
 
     let backup_host =
         Arc::new(XenHost { hypervisor: hypervisor.clone(), store: store.clone(), xl: settings.xl.clone() });
@@ -63,8 +65,18 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     };
     let daemon = Arc::new(Daemon::new(host, state, log, backups.clone()));
     backups.recover().await?;
+    // Keys that cannot be used keep nobody from being recovered: a guest that runs must be sealed, whatever else is wrong.
+    let pairing = match Keyring::open(&settings.state_dir.join("tls")) {
+        Ok(keyring) => Ok(Arc::new(listen::tls(&settings.config, keyring, backups.clone()))),
+        Err(error) => {
+            tracing::error!("no TLS: {error}");
+            Err(error.to_string())
+        }
+    };
+    daemon.set_pairing(pairing.clone());
+    tokio::spawn(pair::socket::serve(pair, pairing));
     // Other hosts may ask who runs a guest while we still recover our own, and we may ask them.
-    tokio::spawn(accept(link, backups.clone()));
+    tokio::spawn(listen::serve_links(link, backups.clone()));
     daemon.recover_all().await;
     tracing::info!("ready");
     tokio::spawn(server::serve(control, daemon.clone()));
@@ -77,17 +89,6 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     daemon.shut_down().await;
     let _ = std::fs::remove_file(&settings.socket);
     let _ = std::fs::remove_file(&settings.link_socket);
+    let _ = std::fs::remove_file(&pair_socket);
     Ok(())
-}
-
-async fn accept(listener: UnixListener, backups: Arc<Registry>) {
-    server::accept_each(listener, "link socket", |stream| {
-        let backups = backups.clone();
-        async move {
-            if let Err(error) = backups.serve(Connection::new(stream)).await {
-                tracing::warn!("a peer that arrived: {error}");
-            }
-        }
-    })
-    .await;
 }

@@ -7,7 +7,9 @@ use tokio::sync::mpsc;
 use super::{Daemon, Primary, monitor, resolve};
 use crate::api::{ApiError, ErrorCode};
 use crate::ids::{Generation, Nonce, ProtectionId, SessionKey};
+use crate::link::tls::Dial;
 use crate::link::{self, LinkError, LinkOptions, PrimaryLink, ProtectOffer, Transport};
+use crate::pair::{KeyringError, Pairing};
 use crate::protect::domain::DomainConfig;
 use crate::protect::driver::{self, Parts};
 use crate::protect::options::{OnPrimaryLoss, ProtectOptions, Target};
@@ -37,8 +39,12 @@ pub(super) fn generations_from() -> Generation {
 
 /// How to reach a target's `remusd`; `None` for the targets that have none.
 #[must_use]
-pub fn transport(target: &Target) -> Option<Transport> {
+pub fn transport(target: &Target, pairing: &Result<Arc<Pairing>, String>) -> Option<Transport> {
     match target {
+        Target::Tls { host, id } => {
+            let keyring = pairing.as_ref().map(|pairing| pairing.keyring.clone()).map_err(Clone::clone);
+            Some(Transport::Tls(Dial::to(keyring, id.unwrap_or_default(), host.clone())))
+        }
         Target::Host { host, ssh } => Some(Transport::Ssh { host: host.clone(), ssh: ssh.clone() }),
         Target::Command(command) => Some(Transport::Command(command.clone())),
         Target::Blackhole | Target::StockReceiver(_) => None,
@@ -112,6 +118,7 @@ impl Daemon {
                 ),
             ));
         }
+        let target = settle(target, &self.pairing())?;
         let devices = super::devices::of(&*self.host.store, domid, found.info.guest_type).await?;
         let pause_deadline = std::time::Duration::from_millis(options.pause_deadline_ms);
         let model = super::devices::model(domid, found.info.guest_type, &self.host.store, pause_deadline)
@@ -125,7 +132,7 @@ impl Daemon {
         let key = SessionKey { generation, nonce: Nonce::random() };
 
         let offer = offer(domain.uuid, &domain.name, Some(&found.info), &options);
-        let peer = connect(&target, key, offer, &options, &config).await?;
+        let peer = connect(&target, &self.pairing(), key, offer, &options, &config).await?;
 
         let (net_send, net_events) = mpsc::channel(256);
         let mut set = super::devices::set(&options, net_send);
@@ -196,8 +203,28 @@ impl Daemon {
     }
 }
 
+/// Decides how to reach a host, for this protection and its recovery: by TLS if it is paired and nobody asked for ssh.
+fn settle(target: Target, pairing: &Result<Arc<Pairing>, String>) -> Result<Target, ApiError> {
+    let paired = |typed: &str| pairing.as_ref().ok().and_then(|pairing| pairing.keyring.find(typed));
+    match target {
+        Target::Tls { host, .. } => match (paired(&host), pairing) {
+            (Some(peer), _) => Ok(Target::Tls { host: peer.name, id: Some(peer.id) }),
+            (None, Ok(_)) => Err(KeyringError::NotPaired(host).into()),
+            (None, Err(why)) => Err(ApiError::new(ErrorCode::Failed, why.clone())),
+        },
+        Target::Host { host, ssh: None } => {
+            match paired(host.rsplit_once('@').map_or(host.as_str(), |(_, host)| host)) {
+                Some(peer) => Ok(Target::Tls { host: peer.name, id: Some(peer.id) }),
+                None => Ok(Target::Host { host, ssh: None }),
+            }
+        }
+        other => Ok(other),
+    }
+}
+
 async fn connect(
     target: &Target,
+    pairing: &Result<Arc<Pairing>, String>,
     key: SessionKey,
     offer: ProtectOffer,
     options: &ProtectOptions,
@@ -205,7 +232,7 @@ async fn connect(
 ) -> Result<Peer, ApiError> {
     let (send, events) = mpsc::unbounded_channel();
     let peer_error = |PeerLost(text): PeerLost| ApiError::new(ErrorCode::Peer, text);
-    if let Some(transport) = transport(target) {
+    if let Some(transport) = transport(target, pairing) {
         let (sender, link_events) =
             PrimaryLink::connect(&transport, key, offer, &link_options(options)).await.map_err(|e| match e {
                 LinkError::Superseded { .. } => ApiError::new(
@@ -239,4 +266,50 @@ async fn connect(
         send.closed().await;
     });
     Ok(Peer { outlet, control, events, self_acknowledging: true })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::link::tls::ListenState;
+    use crate::pair::{HostId, KeyPair, Keyring};
+
+    #[tokio::test]
+    async fn a_paired_host_is_reached_by_tls_unless_ssh_was_asked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let keyring = Keyring::open(&folder.path().join("tls")).unwrap();
+        let id = HostId(ProtectionId::from_u128(4));
+        keyring.pair(id, KeyPair::generate(id).unwrap().certificate, "hostb", "10.0.0.2", 7).unwrap();
+        let (_, listening) = tokio::sync::watch::channel(ListenState::Off);
+        let pairing = Ok(Arc::new(Pairing { keyring: keyring.clone(), port: 7, listening }));
+        let host = |host: &str, ssh: Option<&str>| Target::Host { host: host.into(), ssh: ssh.map(Into::into) };
+        let tls = Target::Tls { host: "hostb".into(), id: Some(id) };
+        for (typed, settled) in [
+            (host("hostb", None), tls.clone()),
+            (host("root@hostb", None), tls.clone()),
+            (host("10.0.0.2", None), tls.clone()),
+            (Target::Tls { host: "hostb".into(), id: None }, tls.clone()),
+            (host("hostb", Some("ssh")), host("hostb", Some("ssh"))),
+            (host("hostc", None), host("hostc", None)),
+            (Target::Command("x".into()), Target::Command("x".into())),
+        ] {
+            assert_eq!(settle(typed.clone(), &pairing).unwrap(), settled, "{typed:?}");
+        }
+        let error = settle(Target::Tls { host: "hostc".into(), id: None }, &pairing).unwrap_err();
+        assert_eq!(error.code, ErrorCode::NotFound);
+
+        // Without keys: ssh, or an error, but never silently something else; recovery asks and gets no answer.
+        let broken = Err("identity.json is open to others".to_owned());
+        assert_eq!(settle(host("hostb", None), &broken).unwrap(), host("hostb", None));
+        assert!(settle(Target::Tls { host: "hostb".into(), id: None }, &broken).is_err());
+        let error = transport(&tls, &broken).unwrap().open().await.unwrap_err();
+        assert!(error.to_string().contains("open to others"), "{error}");
+
+        // Another host under the same name is not the one that holds the copy.
+        keyring.unpair("hostb").unwrap();
+        let other = HostId(ProtectionId::from_u128(5));
+        keyring.pair(other, KeyPair::generate(other).unwrap().certificate, "hostb", "10.0.0.2", 7).unwrap();
+        let error = transport(&tls, &pairing).unwrap().open().await.unwrap_err();
+        assert!(error.to_string().contains("not paired"), "{error}");
+    }
 }

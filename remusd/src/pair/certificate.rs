@@ -14,7 +14,7 @@ use uuid::Uuid;
 const LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// A host's identity: made with its first key pair, kept through rotations.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct HostId(pub Uuid);
 

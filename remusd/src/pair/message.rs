@@ -21,8 +21,13 @@ pub enum MessageError {
     /// Too long, or the end came before the line's end.
     #[error("a message is one line of at most {MAX_LINE} bytes; what came is {0}")]
     Line(&'static str),
+    /// The other side has ended the conversation.
+    #[error("the other side hung up")]
+    End,
     /// Not ours.
-    #[error("not a message of this conversation ({0}); both hosts need the same remusd, and nothing else may print there")]
+    #[error(
+        "not a message of this conversation ({0}); both hosts need the same remusd, and nothing else may print there"
+    )]
     Format(String),
 }
 
@@ -103,12 +108,27 @@ pub fn parse<T: DeserializeOwned>(line: &[u8]) -> Result<T, MessageError> {
 /// # Errors
 /// [`MessageError`].
 pub async fn receive<T: DeserializeOwned>(from: &mut (impl AsyncBufRead + Unpin)) -> Result<T, MessageError> {
+    parse(&line(from, MAX_LINE).await?)
+}
+
+/// Reads what this host's own daemon answers, which may be a long list.
+///
+/// # Errors
+/// [`MessageError`].
+pub(super) async fn receive_from_daemon<T: DeserializeOwned>(
+    from: &mut (impl AsyncBufRead + Unpin),
+) -> Result<T, MessageError> {
+    let line = line(from, 16 << 20).await?;
+    serde_json::from_slice(&line).map_err(|error| MessageError::Format(error.to_string()))
+}
+
+async fn line(from: &mut (impl AsyncBufRead + Unpin), limit: usize) -> Result<Vec<u8>, MessageError> {
     let mut line = Vec::new();
-    from.take(MAX_LINE as u64 + 1).read_until(b'\n', &mut line).await?;
+    from.take(limit as u64 + 1).read_until(b'\n', &mut line).await?;
     match line.last() {
-        Some(b'\n') => parse(&line),
-        None => Err(MessageError::Line("nothing: the other side hung up")),
-        Some(_) if line.len() > MAX_LINE => Err(MessageError::Line("longer")),
+        Some(b'\n') => Ok(line),
+        None => Err(MessageError::End),
+        Some(_) if line.len() > limit => Err(MessageError::Line("longer")),
         Some(_) => Err(MessageError::Line("cut off")),
     }
 }
@@ -134,9 +154,12 @@ mod tests {
     async fn lines_are_bounded_and_whole() {
         let receive = async |bytes: &[u8]| receive::<KeysRequest>(&mut BufReader::new(bytes)).await;
         assert_eq!(receive(b"\"ping\"\nrest").await.unwrap(), KeysRequest::Ping);
-        for (bytes, word) in
-            [(&b""[..], "hung up"), (b"\"ping\"", "cut off"), (&[b' '; 2 * MAX_LINE], "longer"), (b"{}\n", "not a message")]
-        {
+        for (bytes, word) in [
+            (&b""[..], "hung up"),
+            (b"\"ping\"", "cut off"),
+            (&[b' '; 2 * MAX_LINE], "longer"),
+            (b"{}\n", "not a message"),
+        ] {
             let error = receive(bytes).await.unwrap_err().to_string();
             assert!(error.contains(word), "{error}");
         }

@@ -19,8 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// # Errors
 /// That text.
 pub async fn ask(keyring: &Arc<Keyring>, peer: &Peer, question: &KeysRequest) -> Result<(), String> {
-    let mut connection =
-        Dial::new(keyring.clone(), peer).open_for_keys().await.map_err(|error| error.to_string())?;
+    let mut connection = Dial::new(keyring.clone(), peer).open_for_keys().await.map_err(|error| error.to_string())?;
     let talk = async {
         message::send(&mut connection.writer, question).await?;
         message::receive(&mut BufReader::new(&mut connection.reader)).await
@@ -88,8 +87,7 @@ pub async fn rotate(keyring: &Arc<Keyring>, force: bool) -> Result<Rotation, Key
     let next = keyring.next_key()?.certificate;
     let peers = keyring.peers();
     let unaware = ask_each(keyring, &peers, &KeysRequest::Announce(next.clone())).await;
-    let mut rotation =
-        Rotation { switched: false, fingerprint: next.fingerprint(), unaware, unretired: Vec::new() };
+    let mut rotation = Rotation { switched: false, fingerprint: next.fingerprint(), unaware, unretired: Vec::new() };
     if rotation.unaware.is_empty() || force {
         keyring.switch()?;
         rotation.switched = true;
@@ -104,4 +102,3 @@ async fn ask_each(keyring: &Arc<Keyring>, peers: &[Peer], question: &KeysRequest
     let asked = peers.iter().map(|peer| async { (peer.name.clone(), ask(keyring, peer, question).await) });
     futures::future::join_all(asked).await.into_iter().filter_map(|(name, r)| Some((name, r.err()?))).collect()
 }
-

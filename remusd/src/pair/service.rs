@@ -192,9 +192,8 @@ impl Pairing {
 
     async fn rotate(&self, force: bool) -> Result<Value, ApiError> {
         let rotation = rotate::rotate(&self.keyring, force).await?;
-        let list = |all: &[(String, String)]| {
-            all.iter().map(|(name, why)| format!("\n  {name}: {why}")).collect::<String>()
-        };
+        let list =
+            |all: &[(String, String)]| all.iter().map(|(name, why)| format!("\n  {name}: {why}")).collect::<String>();
         if !rotation.switched {
             return Err(ApiError::new(
                 ErrorCode::Peer,

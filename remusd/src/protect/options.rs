@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::machine::{OnBackupLoss, Policy};
+use crate::pair::HostId;
 
 /// What the backup does when it has lost the primary and no witness is configured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -21,12 +22,20 @@ pub enum OnPrimaryLoss {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Target {
-    /// To the `remusd` of a host, by an ssh-like command: `<ssh> <host> remusd connect`.
+    /// To the `remusd` of a host, by an ssh-like command: `<ssh> <host> remusd connect`; without a command, by TLS if it is paired.
     Host {
         /// Host name as the ssh command takes it.
         host: String,
         /// The command; `None` is `ssh` with our options for unattended use.
         ssh: Option<String>,
+    },
+    /// To the `remusd` of a paired host, by TLS.
+    Tls {
+        /// Its name, as in `remus peers`.
+        host: String,
+        /// Its identity, from when protection began: another host under the same name is not it.
+        #[serde(default)]
+        id: Option<HostId>,
     },
     /// To whatever this shell command speaks to: its standard input and output carry the link.
     Command(String),
@@ -42,7 +51,7 @@ impl Target {
     #[must_use]
     pub fn label(&self) -> String {
         match self {
-            Self::Host { host, .. } => host.clone(),
+            Self::Host { host, .. } | Self::Tls { host, .. } => host.clone(),
             Self::Command(_) => "(command)".into(),
             Self::Blackhole => "(blackhole)".into(),
             Self::StockReceiver(_) => "(stock receiver)".into(),

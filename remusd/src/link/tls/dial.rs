@@ -13,6 +13,9 @@ use crate::pair::{Certificate, HostId, Keyring, Peer};
 /// A paired host cannot be reached by TLS.
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
+    /// This host's keys cannot be used.
+    #[error("TLS is not available on this host: {0}")]
+    Unusable(String),
     /// The pairing is gone.
     #[error("{0} is not paired with this host any more; `remus pair` pairs it")]
     NotPaired(String),
@@ -47,7 +50,7 @@ pub enum DialError {
 impl From<DialError> for std::io::Error {
     fn from(error: DialError) -> Self {
         let kind = match &error {
-            DialError::NotPaired(_) => std::io::ErrorKind::NotFound,
+            DialError::Unusable(_) | DialError::NotPaired(_) => std::io::ErrorKind::NotFound,
             DialError::Connect { source, .. } | DialError::Handshake { source, .. } => source.kind(),
         };
         Self::new(kind, error)
@@ -57,7 +60,8 @@ impl From<DialError> for std::io::Error {
 /// How to reach a paired host. Its address is looked up in the keyring each time.
 #[derive(Clone)]
 pub struct Dial {
-    keyring: Arc<Keyring>,
+    /// Or why there is none.
+    keyring: Result<Arc<Keyring>, String>,
     host: HostId,
     name: String,
 }
@@ -70,7 +74,7 @@ impl std::fmt::Debug for Dial {
 
 impl PartialEq for Dial {
     fn eq(&self, other: &Self) -> bool {
-        self.host == other.host && Arc::ptr_eq(&self.keyring, &other.keyring)
+        self.host == other.host && self.name == other.name
     }
 }
 
@@ -91,7 +95,13 @@ impl Dial {
     /// To this peer.
     #[must_use]
     pub fn new(keyring: Arc<Keyring>, peer: &Peer) -> Self {
-        Self { keyring, host: peer.id, name: peer.name.clone() }
+        Self::to(Ok(keyring), peer.id, peer.name.clone())
+    }
+
+    /// To the host of this identity, which need not be paired now, nor need there be a keyring: then opening fails.
+    #[must_use]
+    pub fn to(keyring: Result<Arc<Keyring>, String>, host: HostId, name: String) -> Self {
+        Self { keyring, host, name }
     }
 
     /// Connects for a link.
@@ -111,7 +121,8 @@ impl Dial {
     }
 
     async fn connect(&self, what: Use) -> Result<PeerStream, DialError> {
-        let (Some(peer), Some(identity)) = (self.keyring.peer(self.host), self.keyring.identity()) else {
+        let keyring = self.keyring.as_ref().map_err(|why| DialError::Unusable(why.clone()))?;
+        let (Some(peer), Some(identity)) = (keyring.peer(self.host), keyring.identity()) else {
             return Err(DialError::NotPaired(self.name.clone()));
         };
         let unreached = |source| DialError::Connect {
@@ -126,7 +137,7 @@ impl Dial {
             .map_err(|_| unreached(timed_out()))?
             .map_err(unreached)?;
         socket::prepare(&tcp).map_err(failed)?;
-        let config = config::client(self.keyring.clone(), &identity.current, self.host, what)
+        let config = config::client(keyring.clone(), &identity.current, self.host, what)
             .map_err(|error| failed(std::io::Error::other(error)))?;
         let tls = tokio::time::timeout(HANDSHAKE, TlsConnector::from(config).connect(self.host.server_name(), tcp))
             .await
@@ -135,7 +146,7 @@ impl Dial {
         let (tcp, session) = tls.get_ref();
         let certificate = session.peer_certificates().and_then(|all| all.first()).cloned();
         let certificate = certificate.ok_or_else(|| failed(std::io::Error::other("no certificate")))?;
-        let (_, guard) = self.keyring.enter(&Certificate::new(certificate), tcp).map_err(failed)?;
+        let (_, guard) = keyring.enter(&Certificate::new(certificate), tcp).map_err(failed)?;
         Ok(PeerStream { tls: tls.into(), session: guard })
     }
 }

@@ -156,7 +156,9 @@ async fn another_version_of_the_pairing_is_refused() {
 #[test]
 fn dates() {
     // `date -u -d @SECONDS +%F`
-    for (seconds, text) in [(0, "1970-01-01"), (951_782_400, "2000-02-29"), (1_798_761_599, "2026-12-31"), (4_107_542_400, "2100-03-01")] {
+    for (seconds, text) in
+        [(0, "1970-01-01"), (951_782_400, "2000-02-29"), (1_798_761_599, "2026-12-31"), (4_107_542_400, "2100-03-01")]
+    {
         assert_eq!(date(seconds * 1000), text);
     }
 }

@@ -1,0 +1,87 @@
+//! Where others arrive: the control socket, the link socket, and TLS.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
+
+use crate::api::server;
+use crate::backup::Registry;
+use crate::config::Config;
+use crate::link::tls::{self, Arrived, Limits, ListenState, Use};
+use crate::link::transport::Connection;
+use crate::pair::{Keyring, Pairing, rotate};
+
+/// Listens for the command line. Members of the configured group reach the socket, and may read.
+///
+/// # Errors
+/// When another daemon answers there, the socket cannot be made, or there is no such group.
+pub(super) async fn control(path: &Path, group: Option<&str>) -> anyhow::Result<UnixListener> {
+    let gid = group
+        .map(|name| {
+            nix::unistd::Group::from_name(name)?
+                .map(|group| group.gid)
+                .with_context(|| format!("control.group: there is no group {name} (addgroup --system {name})"))
+        })
+        .transpose()?;
+    let listener = server::listen(path).await.with_context(|| format!("cannot listen at {}", path.display()))?;
+    if let Some(gid) = gid {
+        // The folder too, or its members could not get as far as the socket.
+        for path in [Some(path), path.parent()].into_iter().flatten() {
+            nix::unistd::chown(path, None, Some(gid)).with_context(|| format!("cannot chgrp {}", path.display()))?;
+        }
+    }
+    Ok(listener)
+}
+
+/// Listens for links that ssh brings. Root's alone: what arrives there acts with root's authority.
+///
+/// # Errors
+/// When the socket cannot be made.
+pub(super) async fn link(path: &Path) -> anyhow::Result<UnixListener> {
+    use std::os::unix::fs::PermissionsExt;
+    let listener = server::listen(path).await.with_context(|| format!("cannot listen at {}", path.display()))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Serves links that ssh brought, for ever.
+pub(super) async fn serve_links(listener: UnixListener, backups: Arc<Registry>) {
+    server::accept_each(listener, "link socket", |stream: UnixStream| {
+        let backups = backups.clone();
+        async move {
+            match stream.peer_cred() {
+                Ok(peer) if peer.uid() == nix::unistd::geteuid().as_raw() => {}
+                other => return tracing::warn!("refused a link of {other:?}"),
+            }
+            if let Err(error) = backups.serve(Connection::new(stream)).await {
+                tracing::warn!("a peer that arrived: {error}");
+            }
+        }
+    })
+    .await;
+}
+
+/// Listens for paired hosts, for ever, in a task of its own.
+pub(super) fn tls(config: &Config, keyring: Arc<Keyring>, backups: Arc<Registry>) -> Pairing {
+    let address = SocketAddr::new(config.listen.address, config.listen.port);
+    let (state, listening) = watch::channel(ListenState::Off);
+    let ring = keyring.clone();
+    tokio::spawn(tls::listen(address, keyring.clone(), Limits::default(), state, move |arrived: Arrived| {
+        let (backups, keyring) = (backups.clone(), ring.clone());
+        async move {
+            match arrived.what {
+                Use::Keys => rotate::answer(&keyring, arrived).await,
+                Use::Link => {
+                    if let Err(error) = backups.serve(arrived.connection).await {
+                        tracing::warn!(peer = arrived.peer.name, "a peer that arrived: {error}");
+                    }
+                }
+            }
+        }
+    }));
+    Pairing { keyring, port: config.listen.port, listening }
+}
