@@ -26,7 +26,7 @@ pub enum DeviceError {
         /// Which subkinds were asked.
         tried: String,
         /// What the operator can do.
-        advice: &'static str,
+        advice: String,
     },
     /// A subkind failed on a device.
     #[error("{device}: {doing}: {source}")]

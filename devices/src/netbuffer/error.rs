@@ -71,6 +71,24 @@ pub enum NetError {
         /// How long it was waited for, in milliseconds.
         ms: u128,
     },
+    /// A set-up script failed.
+    #[error("{script} {doing} for {vif}: {said}")]
+    Script {
+        /// The script's path.
+        script: String,
+        /// `setup` or `teardown`.
+        doing: &'static str,
+        /// The guest's interface.
+        vif: String,
+        /// What it said, or how it ended.
+        said: String,
+    },
+    /// A set-up script named something that is no intermediate device.
+    #[error("{0}, which the set-up script named, is no ifb device")]
+    NotIfb(String),
+    /// xenstore, where a set-up script leaves its answer, could not be read.
+    #[error("cannot read the set-up script's answer: {0}")]
+    Store(String),
     /// The handle is not set up, or torn down.
     #[error("{0} is not buffered (not set up, or torn down)")]
     NotSetUp(String),

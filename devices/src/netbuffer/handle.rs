@@ -14,7 +14,8 @@ use super::conn::Conn;
 use super::error::NetError;
 use super::lane::{Lane, LaneSpec};
 use super::names::ifb_name;
-use super::takedown::take_down;
+use super::script::{Nic, SetupScript};
+use super::takedown::{IfbFate, take_down};
 use super::worker::{Worker, WorkerHandle};
 
 /// What libxl appends to the name of a nic for the tap of its emulated card.
@@ -27,6 +28,7 @@ const UNHURRIED: Duration = Duration::from_secs(15);
 struct Entry {
     vif: String,
     ifb: String,
+    scripted: bool,
     stats: Arc<Mutex<DeviceStats>>,
 }
 
@@ -34,6 +36,7 @@ struct Entry {
 pub(super) struct Buffered {
     device: Device,
     config: NetBufferConfig,
+    script: Option<SetupScript>,
     worker: Option<WorkerHandle>,
     /// The interfaces whose set-up was begun.
     entries: Vec<Entry>,
@@ -42,8 +45,13 @@ pub(super) struct Buffered {
 }
 
 impl Buffered {
-    pub(super) fn new(device: Device, config: NetBufferConfig, worker: Option<WorkerHandle>) -> Self {
-        Self { device, config, worker, entries: Vec::new(), given_up: false }
+    pub(super) fn new(
+        device: Device,
+        config: NetBufferConfig,
+        script: Option<SetupScript>,
+        worker: Option<WorkerHandle>,
+    ) -> Self {
+        Self { device, config, script, worker, entries: Vec::new(), given_up: false }
     }
 
     async fn call(
@@ -90,16 +98,28 @@ impl Buffered {
         DeviceError::failed(&self.device, doing, e)
     }
 
+    fn nic<'a>(&self, vif: &'a str) -> Nic<'a> {
+        Nic { domid: self.device.domid, devid: self.device.devid, vif }
+    }
+
     async fn setup_all(&mut self) -> Result<(), NetError> {
         for (nth, vif) in self.device.names.clone().into_iter().enumerate() {
+            // As in libxl, the script is run once for a nic; the tap of its emulated card is ours in any case.
+            let script = self.script.clone().filter(|_| nth == 0);
+            let ifb = match &script {
+                Some(script) => script.setup(self.nic(&vif)).await?,
+                None => ifb_name(nth, self.device.domid, self.device.devid)?,
+            };
             let spec = LaneSpec {
-                ifb: ifb_name(nth, self.device.domid, self.device.devid)?,
+                ifb,
+                scripted: script.is_some(),
                 limit: self.config.limit_bytes,
                 optional: nth > 0 && vif.ends_with(EMULATED),
                 vif,
             };
             let stats = Arc::new(Mutex::new(DeviceStats::default()));
-            let entry = Entry { vif: spec.vif.clone(), ifb: spec.ifb.clone(), stats: stats.clone() };
+            let (vif, ifb) = (spec.vif.clone(), spec.ifb.clone());
+            let entry = Entry { vif, ifb, scripted: spec.scripted, stats: stats.clone() };
             let key = spec.vif.clone();
             let done = self
                 .call("set up the buffer", UNHURRIED, move |worker| {
@@ -150,9 +170,14 @@ impl Checkpointed for Buffered {
                 tracing::warn!(%vif, %error, "the netlink thread does not answer; going on without it");
             }
             let patience = self.config.drain_timeout;
-            let done = tokio::task::spawn_blocking(move || take_down(&mut Conn::open()?, &vif, &ifb, ending, patience))
+            let done = match self.script.as_ref().filter(|_| entry.scripted) {
+                Some(script) => script.take_down(self.nic(&vif), &ifb, ending, patience).await,
+                None => tokio::task::spawn_blocking(move || {
+                    take_down(&mut Conn::open()?, &vif, &ifb, ending, patience, IfbFate::Remove)
+                })
                 .await
-                .unwrap_or(Err(NetError::NoWorker));
+                .unwrap_or(Err(NetError::NoWorker)),
+            };
             if let Err(error) = done {
                 // Lost packets are not something a second try could bring back.
                 if !matches!(error, NetError::NotDrained { .. }) {

@@ -28,6 +28,8 @@ pub(super) struct LaneSpec {
     pub ifb: String,
     /// The most that may be held, in bytes.
     pub limit: u32,
+    /// Whether a script has made the intermediate device: it leads there already, and the device stays at the end.
+    pub scripted: bool,
     /// Whether the interface may be missing: the tap of an emulated card goes when the guest unplugs the card.
     pub optional: bool,
 }
@@ -54,12 +56,21 @@ impl Lane {
         if vif.is_none() && !spec.optional {
             return Err(NetError::NoLink(spec.vif));
         }
-        let made = conn.create_ifb(&spec.ifb)?;
+        let made = match spec.scripted {
+            true => {
+                conn.link(&spec.ifb)?.filter(|l| l.kind == "ifb").ok_or_else(|| NetError::NotIfb(spec.ifb.clone()))?
+            }
+            false => conn.create_ifb(&spec.ifb)?,
+        };
         // The device would send router solicitations and the like of its own through the queue. Where IPv6 is
         // off there is nothing to turn off.
         let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6", spec.ifb), "1");
         let on = On { name: &spec.ifb, index: made.index };
         conn.put_plug(on, FIRST_MAJOR, spec.limit)?;
+        if spec.scripted {
+            // Output goes there already and flows until it is armed.
+            conn.change_plug(on, plug_handle(FIRST_MAJOR), PlugOp::ReleaseIndefinite)?;
+        }
         conn.set_up(on)?;
         let ifb = conn.link(&spec.ifb)?.ok_or_else(|| NetError::NoLink(spec.ifb.clone()))?;
         if let Some(vif) = &vif {
@@ -94,6 +105,10 @@ impl Lane {
     pub(super) fn arm(&mut self, conn: &mut Conn) -> Result<(), NetError> {
         if self.state.is_armed() {
             return Ok(());
+        }
+        if self.spec.scripted {
+            // A plug that has been open counts its packets wrong from then on (hazard F14).
+            self.put_next_plug(conn)?;
         }
         if let Some(vif) = self.vif() {
             conn.add_redirect(vif, self.ifb.index)?;
@@ -162,13 +177,20 @@ impl Lane {
             self.drops_before += u64::from(old.drops) + old.packets;
             self.drops_told = self.drops_before;
         }
+        self.put_next_plug(conn)?;
+        conn.set_up(self.ifb())?;
+        let open = self.spec.scripted && !self.state.is_armed();
+        if let Some(op) = self.state.replaced().or(open.then_some(PlugOp::ReleaseIndefinite)) {
+            conn.change_plug(self.ifb(), plug_handle(self.major), op)?;
+        }
+        Ok(())
+    }
+
+    /// A new plug, empty and closed, under a handle of its own.
+    fn put_next_plug(&mut self, conn: &mut Conn) -> Result<(), NetError> {
         let major = if self.major == FIRST_MAJOR + 0xff { FIRST_MAJOR } else { self.major + 1 };
         conn.put_plug(self.ifb(), major, self.spec.limit)?;
         self.major = major;
-        conn.set_up(self.ifb())?;
-        if let Some(op) = self.state.replaced() {
-            conn.change_plug(self.ifb(), plug_handle(major), op)?;
-        }
         Ok(())
     }
 

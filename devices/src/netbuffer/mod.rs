@@ -24,6 +24,7 @@ mod ops;
 mod plug_model;
 mod plug_state;
 mod recover;
+mod script;
 mod takedown;
 mod watch;
 mod wire;
@@ -49,6 +50,7 @@ pub use messages::PACKET_COST;
 pub use plug_model::{PlugModel, PlugOp};
 pub use plug_state::{OutOfTurn, Outcome, Phase, PlugState};
 pub use recover::{Leftover, is_sealed, leftovers, remove_leftover, seal, unseal};
+pub use script::{SetupScript, SetupStore};
 
 use handle::Buffered;
 use worker::WorkerHandle;
@@ -76,6 +78,7 @@ impl Default for NetBufferConfig {
 /// The subkind that buffers what network interfaces send. One per protection.
 pub struct NetBuffer {
     config: NetBufferConfig,
+    script: Option<SetupScript>,
     events: mpsc::Sender<NetEvent>,
     worker: Mutex<Option<WorkerHandle>>,
 }
@@ -85,7 +88,14 @@ impl NetBuffer {
     /// there: give it some (a hundred does).
     #[must_use]
     pub fn new(config: NetBufferConfig, events: mpsc::Sender<NetEvent>) -> Self {
-        Self { config, events, worker: Mutex::new(None) }
+        Self { config, script: None, events, worker: Mutex::new(None) }
+    }
+
+    /// Has a script make the intermediate devices of PV interfaces.
+    #[must_use]
+    pub fn with_script(mut self, script: SetupScript) -> Self {
+        self.script = Some(script);
+        self
     }
 
     fn worker(&self) -> std::sync::MutexGuard<'_, Option<WorkerHandle>> {
@@ -120,6 +130,6 @@ impl Subkind for NetBuffer {
     }
 
     fn attach(&self, device: &Device) -> Box<dyn Checkpointed> {
-        Box::new(Buffered::new(device.clone(), self.config.clone(), self.worker().clone()))
+        Box::new(Buffered::new(device.clone(), self.config.clone(), self.script.clone(), self.worker().clone()))
     }
 }

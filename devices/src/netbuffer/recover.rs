@@ -12,7 +12,7 @@ use super::conn::Conn;
 use super::error::NetError;
 use super::names;
 use super::ops::On;
-use super::takedown::take_down;
+use super::takedown::{IfbFate, take_down};
 
 /// How long held output may take to leave when it is released.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -152,5 +152,8 @@ fn find(conn: &mut Conn) -> Result<Vec<Leftover>, NetError> {
 /// The step that failed. A failed `Discard` leaves everything closed.
 pub async fn remove_leftover(leftover: &Leftover, ending: Ending) -> Result<(), NetError> {
     let Leftover { vif, ifb, .. } = leftover.clone();
-    blocking(move |conn| take_down(conn, &vif.unwrap_or_default(), &ifb.unwrap_or_default(), ending, PATIENCE)).await
+    blocking(move |conn| {
+        take_down(conn, &vif.unwrap_or_default(), &ifb.unwrap_or_default(), ending, PATIENCE, IfbFate::Remove)
+    })
+    .await
 }

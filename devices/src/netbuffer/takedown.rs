@@ -14,6 +14,18 @@ use super::wire::Link;
 /// The shortest and longest pause between two looks at a queue that drains; there is no event for that.
 const PAUSES: (Duration, Duration) = (Duration::from_micros(500), Duration::from_millis(20));
 
+/// The handle of the empty plug that a script's device gets at the end: no lane's.
+const LAST_MAJOR: u16 = 0x5300;
+
+/// What becomes of the intermediate device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum IfbFate {
+    /// It is ours and goes.
+    Remove,
+    /// A script made it, leads the interface there, and takes both back afterwards: it stays, open or empty.
+    Keep,
+}
+
 /// Ends the buffering of `vif` through `ifb`. Either may be gone already. `patience` bounds each of the two
 /// waits for held output to leave.
 ///
@@ -26,6 +38,7 @@ pub(super) fn take_down(
     ifb: &str,
     ending: Ending,
     patience: Duration,
+    fate: IfbFate,
 ) -> Result<(), NetError> {
     let vif_link = conn.link(vif)?;
     let on_vif = vif_link.as_ref().map(|link| On { name: vif, index: link.index });
@@ -39,7 +52,12 @@ pub(super) fn take_down(
                 conn.add_seal(vif)?;
                 conn.remove_redirect(vif)?;
             }
-            on_ifb.map_or(Ok(()), |ifb| conn.delete_link(ifb))
+            match (on_ifb, fate) {
+                (Some(ifb), IfbFate::Remove) => conn.delete_link(ifb),
+                // What was held goes with the old plug; the script finds one there as it had left it.
+                (Some(ifb), IfbFate::Keep) => conn.put_plug(ifb, LAST_MAJOR, u32::MAX),
+                (None, _) => Ok(()),
+            }
         }
         Ending::Release => {
             let mut left = 0;
@@ -57,7 +75,7 @@ pub(super) fn take_down(
             if let Some(vif) = on_vif {
                 conn.remove_redirect(vif)?;
             }
-            if let Some(ifb) = on_ifb {
+            if let Some(ifb) = on_ifb.filter(|_| fate == IfbFate::Remove) {
                 // .. and nothing comes in any more while the rest does.
                 left = wait_until_empty(conn, ifb, patience)?;
                 conn.delete_link(ifb)?;

@@ -347,6 +347,11 @@ fn not_taken(subkinds: &[Arc<dyn Subkind>], device: &Device) -> DeviceError {
             [] => format!("no subkind for {} devices is configured", device.kind),
             names => format!("asked: {}", names.join(", ")),
         },
-        advice: "detach it from the guest, or name it as one that may go unprotected",
+        advice: match (&device.kind, device.names.first()) {
+            (crate::Kind::Disk, Some(name)) => {
+                format!("detach it from the guest, or accept that it is not replicated: --unsafe disk:{name}")
+            }
+            _ => "detach it from the guest".into(),
+        },
     }
 }

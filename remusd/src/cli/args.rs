@@ -1,6 +1,6 @@
 //! What can be typed.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand, ValueEnum};
 
@@ -153,6 +153,10 @@ pub struct Protect {
     /// Bytes of output held per vif at most.
     #[arg(long, default_value_t = ProtectOptions::default().netbuffer_limit)]
     pub netbuffer_limit: u32,
+    /// Script that makes the intermediate device of each vif in our place: `SCRIPT setup|teardown` with vifname and XENBUS_PATH in
+    /// its environment, as for `xl remus -N`. A name without a slash is looked for in PATH.
+    #[arg(long, value_name = "SCRIPT")]
+    pub netbuffer_script: Option<PathBuf>,
     /// When the backup is lost.
     #[arg(long, value_enum, default_value = "alone")]
     pub on_backup_loss: BackupLoss,
@@ -168,6 +172,16 @@ pub struct Protect {
     pub foreground: bool,
 }
 
+/// Where the daemon, which has another working directory, finds a program. As with `execvp`, PATH counts for a name without a slash.
+fn program(typed: &Path) -> Result<PathBuf, String> {
+    if typed.parent() != Some(Path::new("")) {
+        return std::path::absolute(typed).map_err(|e| format!("{}: {e}", typed.display()));
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).map(|d| d.join(typed)).find(|p| p.is_file());
+    found.ok_or_else(|| format!("{} is not in PATH", typed.display()))
+}
+
 impl Protect {
     fn request(&self) -> Result<Request, String> {
         let mut options = ProtectOptions {
@@ -178,6 +192,7 @@ impl Protect {
             pause_deadline_ms: self.pause_deadline_ms,
             epoch_budget: self.epoch_budget,
             netbuffer_limit: self.netbuffer_limit,
+            netbuffer_script: self.netbuffer_script.as_deref().map(program).transpose()?,
             on_backup_loss: match self.on_backup_loss {
                 BackupLoss::Alone => OnBackupLoss::Alone,
                 BackupLoss::Hold => OnBackupLoss::Hold,

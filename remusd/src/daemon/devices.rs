@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use devices::netbuffer::{NetBuffer, NetBufferConfig, NetEvent};
+use devices::netbuffer::{NetBuffer, NetBufferConfig, NetEvent, SetupScript, SetupStore};
 use devices::{Allow, Device, DeviceSet, Kind, NoOp, Node, Policy, Subkind, classify};
 use tokio::sync::mpsc;
 
@@ -67,9 +67,26 @@ async fn nodes(store: &dyn XenStore, domid: DomId) -> Result<Vec<Node>, StoreErr
     Ok(nodes)
 }
 
+/// xenstore, where a set-up script of a network buffer leaves its answer.
+struct ScriptStore(Arc<dyn XenStore>);
+
+#[async_trait]
+impl SetupStore for ScriptStore {
+    async fn read(&self, path: &str) -> Result<Option<String>, devices::BoxError> {
+        Ok(self.0.read(path).await?)
+    }
+}
+
+/// The set-up script that these options ask for.
+#[must_use]
+pub fn script(options: &ProtectOptions, store: &Arc<dyn XenStore>) -> Option<SetupScript> {
+    let path = options.netbuffer_script.as_ref()?;
+    Some(SetupScript::new(path, Arc::new(ScriptStore(store.clone()))))
+}
+
 /// The device set that these options ask for. What happens to the network buffers goes to `events`.
 #[must_use]
-pub fn set(options: &ProtectOptions, events: mpsc::Sender<NetEvent>) -> DeviceSet {
+pub fn set(options: &ProtectOptions, store: &Arc<dyn XenStore>, events: mpsc::Sender<NetEvent>) -> DeviceSet {
     let mut subkinds: Vec<Arc<dyn Subkind>> = Vec::new();
     if options.no_netbuffer {
         subkinds.push(Arc::new(NoOp::new(Kind::Nic, Policy { allow: vec![Allow::EveryOf(Kind::Nic)] })));
@@ -79,7 +96,11 @@ pub fn set(options: &ProtectOptions, events: mpsc::Sender<NetEvent>) -> DeviceSe
             request_timeout: Duration::from_millis(options.pause_deadline_ms),
             ..NetBufferConfig::default()
         };
-        subkinds.push(Arc::new(NetBuffer::new(config, events)));
+        let buffer = NetBuffer::new(config, events);
+        subkinds.push(Arc::new(match script(options, store) {
+            Some(script) => buffer.with_script(script),
+            None => buffer,
+        }));
     }
     let names = options.unsafe_disks.iter().filter(|d| *d != "all");
     let mut policy = Policy::with_names(names.cloned());

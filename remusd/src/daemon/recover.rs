@@ -243,6 +243,9 @@ impl Daemon {
                 Err(error) => return Err(error.to_string()),
             }
         }
+        if let Some(script) = super::devices::script(&record.options, &self.host.store) {
+            script.recover(record.domid.0, &record.vifs, ending).await.map_err(|e| e.to_string())?;
+        }
         for leftover in devices::netbuffer::leftovers().await.map_err(|e| e.to_string())? {
             let ours = leftover.vif.as_ref().is_some_and(|vif| record.vifs.contains(vif))
                 || leftover.device.is_some_and(|(domid, _)| domid == record.domid.0);

@@ -135,7 +135,7 @@ impl Daemon {
         let peer = connect(&target, &self.pairing(), key, offer, &options, &config).await?;
 
         let (net_send, net_events) = mpsc::channel(256);
-        let mut set = super::devices::set(&options, net_send);
+        let mut set = super::devices::set(&options, &self.host.store, net_send);
         if let Err(error) = set.setup(devices).await {
             peer.control.stop(&crate::protect::machine::StopWhy::Planned).await;
             peer.control.close().await;

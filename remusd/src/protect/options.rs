@@ -85,6 +85,9 @@ pub struct ProtectOptions {
     pub on_backup_loss: OnBackupLoss,
     /// See [`OnPrimaryLoss`].
     pub on_primary_loss: OnPrimaryLoss,
+    /// A script that makes the intermediate device of each vif in our place (`xl remus -N`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub netbuffer_script: Option<std::path::PathBuf>,
     /// UNSAFE: output is not held at all (`xl remus -n`).
     pub no_netbuffer: bool,
     /// UNSAFE: disks that are let pass although they are not replicated: a vdev name, or `all` (`xl remus -d`).
@@ -105,6 +108,7 @@ impl Default for ProtectOptions {
             arm_pages: Policy::default().arm_pages,
             on_backup_loss: OnBackupLoss::default(),
             on_primary_loss: OnPrimaryLoss::default(),
+            netbuffer_script: None,
             no_netbuffer: false,
             unsafe_disks: Vec::new(),
         }

@@ -72,13 +72,10 @@ fn run(ctx: &mut Ctx<'_>) -> Result<()> {
     no_copy(pair.b(), "guest")?;
 
     a.sh("truncate -s 8M /root/disk.img")?;
-    a.sh("xl block-attach guest format=raw,vdev=xvdb,access=rw,target=/root/disk.img || true")?;
-    if a.sh("xenstore-list /libxl/$(xl domid guest)/device/vbd 2>/dev/null || true")?.is_empty() {
-        ctx.note("no writable disk could be attached here: that refusal was not tried");
-    } else {
-        refused(ctx, a, &format!("remus protect guest hostb {options}"), &["vbd", "--unsafe"])?;
-        a.sh("xl block-detach guest xvdb")?;
-    }
+    // No file system of the guest waits for it, so it does not matter whether its frontend connects.
+    a.sh("xl block-attach guest format=raw,vdev=xvdb,access=rw,target=/root/disk.img")?;
+    refused(ctx, a, &format!("remus protect guest hostb {options}"), &["vbd", "--unsafe disk:xvdb"])?;
+    a.sh("xl block-detach --force guest xvdb")?;
 
     ctx.note("a kernel without the plug qdisc");
     a.sh("modinfo -n sch_plug >/root/where && modprobe -r sch_plug && mv $(cat /root/where) /root/sch_plug.away && depmod")?;
@@ -88,10 +85,15 @@ fn run(ctx: &mut Ctx<'_>) -> Result<()> {
     ctx.note("a full disk under the state");
     a.sh("p=$(pgrep -x remusd); kill $p; while kill -0 $p 2>/dev/null; do sleep 0.1; done; \
           mount -t tmpfs -o size=64k tmpfs /var/lib/remus && dd if=/dev/zero of=/var/lib/remus/full bs=1k 2>/dev/null; true")?;
-    let full = a.run("REMUSD_LOG=info setsid remusd >/root/full.log 2>&1 </dev/null & sleep 2; remus protect guest hostb; cat /root/full.log")?;
+    // Whether it does not start or starts and refuses: it says why.
+    let full = a.run(
+        "REMUSD_LOG=info setsid remusd >/root/full.log 2>&1 </dev/null & d=$!; \
+         until remus status >/dev/null 2>&1 || ! kill -0 $d 2>/dev/null; do sleep 0.2; done; \
+         remus protect guest hostb; cat /root/full.log",
+    )?;
     let said = format!("{}{}", full.stdout, full.stderr);
     ensure!(said.contains("No space left") && said.contains("full"), "a full disk must be named: {said}");
-    a.sh("pkill -x remusd; umount /var/lib/remus")?;
+    a.sh("pkill -x remusd; while pgrep -x remusd >/dev/null; do sleep 0.1; done; umount /var/lib/remus")?;
     start_daemon(a)?;
 
     ctx.note("a name clash on the backup");

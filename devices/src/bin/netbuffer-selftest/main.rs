@@ -7,6 +7,7 @@
 mod checks;
 mod faults;
 mod frames;
+mod scripted;
 mod traffic;
 mod world;
 
@@ -68,6 +69,10 @@ fn all() -> Vec<(&'static str, Check)> {
         check!(faults::seal_made_by_a_script_is_known),
         check!(faults::seal_beside_a_clsact_of_somebody_else),
         check!(faults::foreign_filter_in_our_place_is_named),
+        check!(scripted::script_device_is_open_then_holds_every_protocol),
+        check!(scripted::script_discard_stays_sealed),
+        check!(scripted::script_leftovers_are_recovered),
+        check!(scripted::failing_script_says_why),
     ]
 }
 

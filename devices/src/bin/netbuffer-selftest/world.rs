@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use devices::netbuffer::{NetBuffer, NetBufferConfig, NetEvent};
+use devices::netbuffer::{NetBuffer, NetBufferConfig, NetEvent, SetupScript};
 use devices::{Device, DeviceSet, EpochContext, Kind, Policy};
 
 use crate::frames::{Mark, Observer, PLAIN, Sender};
@@ -163,6 +163,13 @@ impl World {
     /// A new set, as of a new protection.
     pub(crate) fn fresh_set(&mut self, config: NetBufferConfig) {
         (self.set, self.events) = new_set(config);
+    }
+
+    /// A new set whose intermediate device a script makes.
+    pub(crate) fn script(&mut self, config: NetBufferConfig, script: SetupScript) {
+        let (events, inbox) = tokio::sync::mpsc::channel(1000);
+        let netbuffer = Arc::new(NetBuffer::new(config, events).with_script(script));
+        (self.set, self.events) = (DeviceSet::new(vec![netbuffer], Policy::strict()), inbox);
     }
 
     pub(crate) fn device(&self, names: &[&str]) -> Device {
