@@ -15,6 +15,7 @@ pub mod protection;
 pub mod run;
 pub mod scenario;
 pub mod wait;
+pub mod witness;
 
 use std::fs::File;
 use std::io::Write;

@@ -17,6 +17,7 @@ mod journal;
 mod packet;
 mod probe;
 mod sniffer;
+mod speakers;
 mod spread;
 
 pub use beacon::{BeaconReport, BeaconSink, Received};
@@ -27,6 +28,7 @@ pub use frame::{Content, Frame, Mac, Said};
 pub use packet::PacketError;
 pub use probe::{NeighbourProber, Probe, ProbeReport};
 pub use sniffer::{Capture, Sniffer};
+pub use speakers::{Speakers, Turn};
 pub use spread::Spread;
 pub use xen_test_guest::protocol;
 

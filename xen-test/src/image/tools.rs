@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use crate::progress;
 
 /// Program → Debian package that brings it.
-const TOOLS: [(&str, &str); 9] = [
+const TOOLS: [(&str, &str); 11] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("qemu-img", "qemu-utils"),
     ("mmdebstrap", "mmdebstrap"),
@@ -18,6 +18,8 @@ const TOOLS: [(&str, &str); 9] = [
     ("ssh", "openssh-client"),
     ("depmod", "kmod"),
     ("setpriv", "util-linux"),
+    ("etcd", "etcd-server"),
+    ("etcdctl", "etcd-client"),
 ];
 
 /// Installs with apt whatever the harness needs and this machine lacks. Says what it installs.
