@@ -35,6 +35,41 @@ impl Whose {
     }
 }
 
+/// Whether the receiver can give the copy its name. If it cannot it destroys the copy, so this is asked before.
+pub(super) async fn name_is_free(host: &dyn BackupHost, whose: &Whose) -> Result<(), String> {
+    let domains = host.domains().await.map_err(|error| error.to_string())?;
+    let name = &whose.name;
+    match domains.iter().find(|domain| !domain.dying && domain.name.as_ref() == Some(name)) {
+        Some(other) => Err(format!(
+            "this host has a domain {name} already (id {}), so the copy cannot take its name; rename or destroy that domain first",
+            other.domid
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Whether the guest could run here and be reached (hazard F22).
+pub(super) async fn place(host: &dyn BackupHost, whose: &Whose, bridges: &[String]) -> Result<(), String> {
+    name_is_free(host, whose).await?;
+    for bridge in bridges {
+        if host.has_carrier(bridge) == Some(false) {
+            return Err(format!(
+                "the bridge {bridge} of this host has no carrier, so {} would not be reachable here; it is not activated by itself",
+                whose.name
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The bridges of the guest's interfaces, from libxl's JSON.
+pub(super) fn bridges(config: &serde_json::Value) -> Vec<String> {
+    let nics = config["nics"].as_array().cloned().unwrap_or_default();
+    let mut bridges: Vec<_> = nics.iter().filter_map(|nic| nic["bridge"].as_str().map(str::to_owned)).collect();
+    bridges.dedup();
+    bridges
+}
+
 /// Waits for the receiver's end, and kills it when told to.
 pub(super) async fn watch_process(
     mut process: Box<dyn ReceiverProcess>,

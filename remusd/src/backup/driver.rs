@@ -36,6 +36,8 @@ pub(super) enum Input {
     OutputEnded(String),
     /// The receiver has ended; its last words.
     ProcessEnded(String),
+    /// Whether the guest could run here and be reached.
+    Place(Result<(), String>),
     /// Whether the copy is there.
     Checked(Epoch, Result<Option<DomId>, String>),
     Destroyed,
@@ -64,6 +66,10 @@ pub(super) struct Driver {
     said: Option<String>,
     /// When the silence after the session's end becomes suspicious.
     suspect_at: Option<Instant>,
+    /// When the further interval after a suspicion is over.
+    grace_at: Option<Instant>,
+    /// The bridges that the guest's interfaces will be on.
+    bridges: Vec<String>,
     activation: Option<Activation>,
     failover: Option<oneshot::Sender<Result<ActivationReport, CommandError>>>,
     discard: Option<oneshot::Sender<Result<(), CommandError>>>,
@@ -113,6 +119,8 @@ impl Driver {
             ended,
             said: None,
             suspect_at: None,
+            grace_at: None,
+            bridges: Vec::new(),
             activation: None,
             failover: None,
             discard: None,
@@ -136,7 +144,7 @@ impl Driver {
             }
             let limit = self.read_limit();
             let full = self.feed.as_ref().is_some_and(|feed| feed.queued() >= limit);
-            let suspect_at = self.suspect_at;
+            let (suspect_at, grace_at) = (self.suspect_at, self.grace_at);
             tokio::select! {
                 Some(input) = self.inputs.recv() => self.input(input).await,
                 event = receive(&mut self.session), if self.session.is_some() && !full => self.link(event).await,
@@ -144,6 +152,10 @@ impl Driver {
                 () = tokio::time::sleep_until(suspect_at.unwrap_or_else(Instant::now)), if suspect_at.is_some() => {
                     self.suspect_at = None;
                     self.suspected().await;
+                }
+                () = tokio::time::sleep_until(grace_at.unwrap_or_else(Instant::now)), if grace_at.is_some() => {
+                    self.grace_at = None;
+                    self.step(Event::GraceOver);
                 }
             }
             self.update();
@@ -165,6 +177,11 @@ impl Driver {
             Some(SessionEvent::Frame(frame)) => {
                 if let Frame::Heartbeat(beat) = &frame {
                     self.heartbeat(*beat);
+                }
+                if matches!(frame, Frame::Handover { .. })
+                    && let Err(text) = self.preflight().await
+                {
+                    return self.step(Event::HandoverImpossible(text));
                 }
                 self.step(Event::Frame(frame));
             }
@@ -219,15 +236,7 @@ impl Driver {
 
     /// Whether the receiver can give the copy its name. If it cannot it destroys the copy, so this is asked before.
     async fn preflight(&self) -> Result<(), String> {
-        let domains = self.host.domains().await.map_err(|error| error.to_string())?;
-        let name = &self.whose.name;
-        match domains.iter().find(|domain| !domain.dying && domain.name.as_ref() == Some(name)) {
-            Some(other) => Err(format!(
-                "this host has a domain {name} already (id {}), so the copy cannot take its name; rename or destroy that domain first",
-                other.domid
-            )),
-            None => Ok(()),
-        }
+        copy::name_is_free(self.host.as_ref(), &self.whose).await
     }
 
     async fn input(&mut self, input: Input) {
@@ -264,6 +273,8 @@ impl Driver {
             Input::Checked(_, Err(error)) => {
                 self.step(Event::ReceiverDied(format!("cannot see whether the copy is there: {error}")));
             }
+            Input::Place(Ok(())) => self.step(Event::LanUp),
+            Input::Place(Err(text)) => self.step(Event::LanDown(text)),
             Input::Destroyed => self.step(Event::Destroyed),
         }
     }
@@ -382,8 +393,30 @@ impl Driver {
             }
             Action::CloseLink => self.outbox.close(),
             Action::FinishCopy { epoch: _, state } => self.feed(vec![PlainComposer::tail(&state)]),
-            // A witness needs its store, which this build does not have; the machine asks only when its policy says so.
-            Action::Claim | Action::Forfeit => tracing::error!("no witness is configured"),
+            Action::StartGrace => self.grace_at = Some(Instant::now() + self.detection),
+            Action::CheckLan => {
+                let tell = self.tell.clone();
+                let (host, whose) = (Arc::clone(&self.host), self.whose.clone());
+                let bridges = self.bridges.clone();
+                tokio::spawn(async move {
+                    let _ = tell.send(Input::Place(copy::place(host.as_ref(), &whose, &bridges).await));
+                });
+            }
+            Action::SaveToken { seq, token } => {
+                self.record.token = token;
+                return Some(match self.records.save(&self.record) {
+                    Ok(()) => Event::TokenSaved { seq },
+                    Err(error) => Event::TokenUnsaved(error.to_string()),
+                });
+            }
+            // The machine asks a witness only after the primary has named a record.
+            Action::Claim(_)
+            | Action::Force(_)
+            | Action::ConfirmClaim(_)
+            | Action::Activate(_)
+            | Action::ForceActive
+            | Action::Forfeit(_)
+            | Action::WatchRecord(_) => tracing::error!("no witness is configured"),
             Action::Go => {
                 self.mark(|activation, now| activation.claimed = Some(now));
                 self.save(Phase::Starting);
@@ -408,9 +441,10 @@ impl Driver {
     }
 
     /// The head of the receiver's stream; the configuration must be of the domain that was offered.
-    fn head(&self, config: &[u8], preamble: &Bytes) -> Result<Vec<Bytes>, String> {
+    fn head(&mut self, config: &[u8], preamble: &Bytes) -> Result<Vec<Bytes>, String> {
         let text = std::str::from_utf8(config).map_err(|error| error.to_string())?;
         let json: serde_json::Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        self.bridges = copy::bridges(&json);
         let field = |name: &str| json["c_info"][name].as_str().unwrap_or_default().to_owned();
         if field("name") != self.whose.name {
             return Err(format!("it is of domain {:?}, not of {:?}", field("name"), self.whose.name));

@@ -65,6 +65,9 @@ fn offer(json: &str) -> Result<ProtectOffer, StockError> {
         },
         on_primary_loss: OnPrimaryLoss::Wait,
         detection_ms: u32::try_from(DETECTION.as_millis()).unwrap_or(u32::MAX),
+        host_id: ProtectionId::nil(),
+        witness: None,
+        then: None,
     })
 }
 

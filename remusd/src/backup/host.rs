@@ -38,6 +38,9 @@ pub trait BackupHost: Send + Sync {
     /// Memory in KiB that a new domain could have now.
     async fn free_memory_kib(&self) -> Result<u64, BackupError>;
 
+    /// Whether this network interface has a carrier; `None` if there is no such interface or nobody can tell.
+    fn has_carrier(&self, interface: &str) -> Option<bool>;
+
     /// Destroys a domain with its devices. Takes seconds for a large one.
     async fn destroy(&self, domid: DomId) -> Result<(), BackupError>;
 }
@@ -87,6 +90,17 @@ impl BackupHost for XenHost {
     async fn free_memory_kib(&self) -> Result<u64, BackupError> {
         let host = self.hypervisor.host().await.map_err(|error| BackupError::Host(error.to_string()))?;
         Ok(host.free_memory / 1024)
+    }
+
+    fn has_carrier(&self, interface: &str) -> Option<bool> {
+        // Linux, Documentation/ABI/testing/sysfs-class-net: 0 or 1; reading it fails while the interface is down.
+        let carrier = std::fs::read_to_string(format!("/sys/class/net/{interface}/carrier"));
+        let there = std::path::Path::new("/sys/class/net").join(interface).exists();
+        match carrier {
+            Ok(text) => Some(text.trim() == "1"),
+            Err(_) if there => Some(false),
+            Err(_) => None,
+        }
     }
 
     async fn destroy(&self, domid: DomId) -> Result<(), BackupError> {

@@ -18,7 +18,7 @@ use super::record::{IncomingRecord, RecordStore};
 use super::registry::BackupSettings;
 use crate::ids::{DomId, Epoch, ProtectionId, SessionKey};
 use crate::link::session::Session;
-use crate::link::{Heartbeat, ProtectOffer, Role};
+use crate::link::{Heartbeat, ProtectOffer, Role, Token};
 use crate::ops::EventLog;
 
 /// An incoming protection as it stands.
@@ -32,6 +32,8 @@ pub struct IncomingStatus {
     pub key: SessionKey,
     /// Where it stands.
     pub state: State,
+    /// Who decides when one side is lost.
+    pub token: Token,
     /// The newest acknowledged epoch.
     pub acked: Option<Epoch>,
     /// When that was.
@@ -62,10 +64,11 @@ impl IncomingStatus {
     pub fn role(&self) -> Role {
         match self.state {
             State::Syncing => Role::Syncing,
-            State::Armed | State::Waiting => Role::Armed,
-            State::Activating | State::Claiming | State::Starting => Role::Activating,
+            // Lost to the primary: as good as one that waits, for whoever asks.
+            State::Armed | State::Waiting | State::Yielding => Role::Armed,
+            State::Activating | State::Claiming | State::Confirming | State::Starting => Role::Activating,
             State::Active => Role::Active,
-            State::Discarding | State::Discarded => Role::Discarded,
+            State::Discarding | State::Forfeiting | State::Discarded => Role::Discarded,
         }
     }
 }
@@ -150,7 +153,8 @@ impl IncomingHandle {
         }
         let mut status = self.status.clone();
         // An error means that the task has ended: nothing can change any more.
-        let _ = status.wait_for(|s| matches!(s.state, State::Discarded | State::Active)).await;
+        // A claim that is still being given up is on disk: the next run of the daemon goes on with that.
+        let _ = status.wait_for(|s| matches!(s.state, State::Discarded | State::Forfeiting | State::Active)).await;
     }
 
     fn command(&self, command: Command) -> Result<(), CommandError> {
@@ -184,6 +188,7 @@ pub(super) fn start(start: Start) -> IncomingHandle {
         peer: start.peer.clone(),
         key: start.key,
         state: State::Syncing,
+        token: Token::Primary,
         acked: None,
         acked_at: None,
         whole: None,

@@ -10,10 +10,11 @@ use bytes::Bytes;
 pub use self::terms::{Action, Authority, Event, Policy, Report, State};
 use super::staging::{StageError, Staging};
 use crate::ids::Epoch;
-use crate::link::{EpochEnd, ErrorCode, Frame, LostReason, OnPrimaryLoss, StopReason};
+use crate::link::{EpochEnd, ErrorCode, Frame, LostReason, OnPrimaryLoss, StopReason, Token};
 
 mod activation;
 mod terms;
+mod token;
 
 /// One incoming protection.
 #[derive(Debug)]
@@ -31,6 +32,19 @@ pub struct Machine {
     /// We ended the session by our own fault: no activation without an operator, as the primary goes on alone.
     gave_up: bool,
     authority: Authority,
+    token: Token,
+    /// A proposed mode that is being written to disk.
+    proposed: Option<(u64, Token)>,
+    /// The further interval after a suspicion runs.
+    grace: bool,
+    /// An operator wants the witness asked, whether the primary is heard or not.
+    asked: bool,
+    /// A claim was sent and not seen to be lost: it has to be given up if the copy cannot run.
+    claimed: bool,
+    /// The primary handed the guest over and waits for our word.
+    handed: bool,
+    /// The copy runs without the witness's word.
+    unrecorded: bool,
     stop: Option<StopReason>,
     why: String,
 }
@@ -53,6 +67,13 @@ impl Machine {
             suspect: false,
             gave_up: false,
             authority: Authority::Operator,
+            token: Token::Primary,
+            proposed: None,
+            grace: false,
+            asked: false,
+            claimed: false,
+            handed: false,
+            unrecorded: false,
             stop: None,
             why: String::new(),
         }
@@ -103,8 +124,8 @@ impl Machine {
     /// Whether losing the primary now would activate the copy without an operator or a witness.
     #[must_use]
     pub fn activates_by_policy(&self) -> bool {
-        let may = matches!(self.state, State::Armed | State::Waiting) && !self.gave_up && !self.policy.witness;
-        may && self.policy.on_primary_loss == OnPrimaryLoss::Activate
+        let may = matches!(self.state, State::Armed | State::Waiting) && !self.gave_up;
+        may && self.token == Token::Primary && self.policy.on_primary_loss == OnPrimaryLoss::Activate
     }
 
     /// Takes an event; returns what is to be done.
@@ -124,12 +145,24 @@ impl Machine {
             Event::LinkClosed(text) => self.link_closed(&text),
             Event::OperatorFailover { primary_is_off } => self.operator_failover(primary_is_off),
             Event::OperatorDiscard => self.operator_discard(),
-            Event::ClaimWon => self.claim_won(),
+            Event::ClaimWon(key) => self.claim_won(key),
             Event::ClaimLost(text) => self.claim_lost(&text),
             Event::ClaimUnknown => match self.state {
-                State::Claiming => vec![Action::Claim],
+                State::Claiming => vec![Action::Report(Report::WitnessSilent)],
                 _ => Vec::new(),
             },
+            Event::ClaimRefused(text) => self.claim_refused(text),
+            Event::StillMine => self.still_mine(),
+            Event::RecordActive(text) => self.record_active(text),
+            Event::RecordForfeited => self.record_forfeited(),
+            Event::Forfeited => self.forfeited(),
+            Event::GraceOver => self.grace_over(),
+            Event::LanUp => self.lan(None),
+            Event::LanDown(text) => self.lan(Some(text)),
+            Event::TokenSaved { seq } => self.token_saved(seq),
+            Event::TokenUnsaved(text) => self.token_unsaved(text),
+            Event::HandoverImpossible(text) => self.handover_impossible(text),
+            Event::AssumeAlone => self.assume_alone(),
             Event::Replaced => self.end_unless_started("the primary has opened a newer session", None),
             Event::Shutdown => {
                 let text = "remusd on the backup shuts down";
@@ -142,25 +175,38 @@ impl Machine {
     fn frame(&mut self, frame: Frame) -> Actions {
         match (self.state, frame) {
             (_, Frame::Heartbeat(_)) if self.state != State::Active => Vec::new(),
-            (State::Syncing | State::Armed | State::Waiting | State::Activating, Frame::Stop { reason }) => {
+            (
+                // A claim, whatever becomes of it, is given up once the copy is gone.
+                State::Syncing
+                | State::Armed
+                | State::Waiting
+                | State::Activating
+                | State::Claiming
+                | State::Confirming
+                | State::Yielding,
+                Frame::Stop { reason },
+            ) => {
                 self.stop = Some(reason);
-                let failed = (self.state == State::Activating)
+                let failed = matches!(self.state, State::Activating | State::Claiming | State::Confirming)
                     .then(|| Report::ActivationFailed("the primary is alive and has stopped the protection".into()));
                 let mut actions: Actions = failed.into_iter().map(Action::Report).collect();
                 actions.extend(self.discard(format!("the primary ended the protection ({reason:?})")));
                 actions
             }
+            (State::Syncing | State::Armed, Frame::Token { seq, token }) => self.token_proposed(seq, token),
+            (State::Syncing | State::Armed, Frame::Handover { epoch, token }) => self.handover(epoch, token),
             (State::Syncing | State::Armed, frame) => self.data(frame),
+
             // The session is over; what was still on its way belongs to nothing (R2).
             (State::Waiting, _) => Vec::new(),
             // Acknowledging has stopped for good; the answer comes when it is known who runs (hazard F9).
-            (State::Activating | State::Claiming | State::Starting, _) => Vec::new(),
+            (State::Activating | State::Claiming | State::Confirming | State::Starting | State::Yielding, _) => Vec::new(),
             (State::Active, _) => vec![Action::Send(self.superseded())],
-            (State::Discarding, Frame::Stop { reason }) => {
+            (State::Discarding | State::Forfeiting, Frame::Stop { reason }) => {
                 self.stop = Some(reason);
                 Vec::new()
             }
-            (State::Discarding, _) => Vec::new(),
+            (State::Discarding | State::Forfeiting, _) => Vec::new(),
             (State::Discarded, Frame::Stop { .. }) => vec![Action::Send(Frame::Stopped), Action::CloseLink],
             (State::Discarded, _) => Vec::new(),
         }
@@ -202,6 +248,10 @@ impl Machine {
             | Frame::Stopped
             | Frame::BackupLost { .. }
             | Frame::Superseded { .. }
+            | Frame::Handover { .. }
+            | Frame::HandoverFailed { .. }
+            | Frame::Token { .. }
+            | Frame::TokenAck { .. }
             | Frame::Error { .. } => Err(StageError::Order("a frame that a primary does not send")),
         };
         result.unwrap_or_else(|error| self.give_up(&error))
@@ -241,13 +291,7 @@ impl Machine {
         }
         match self.state {
             State::Syncing | State::Armed => self.try_ack(),
-            State::Waiting
-            | State::Activating
-            | State::Claiming
-            | State::Starting
-            | State::Active
-            | State::Discarding
-            | State::Discarded => Vec::new(),
+            _ => Vec::new(),
         }
     }
 
@@ -301,8 +345,26 @@ impl Machine {
         if self.state != State::Discarding {
             return Vec::new();
         }
+        // A claim that cannot be used goes back, so that the primary's copy may live: only now that this one is surely gone.
+        if self.claimed
+            && let Token::Witness(key) = self.token
+        {
+            self.state = State::Forfeiting;
+            return vec![Action::Forfeit(key)];
+        }
+        self.discarded()
+    }
+
+    fn forfeited(&mut self) -> Actions {
+        if self.state == State::Forfeiting { self.discarded() } else { Vec::new() }
+    }
+
+    fn discarded(&mut self) -> Actions {
         self.state = State::Discarded;
         let mut actions = Vec::new();
+        if self.handed {
+            actions.push(Action::Send(Frame::HandoverFailed { text: self.why.clone() }));
+        }
         if self.stop.is_some() {
             actions.push(Action::Send(Frame::Stopped));
         }
@@ -319,18 +381,14 @@ impl Machine {
                 actions.extend(self.discard(text));
                 actions
             }
-            State::Waiting => self.discard(text),
-            State::Activating | State::Claiming | State::Starting => {
+            State::Waiting | State::Yielding => self.discard(text),
+            State::Activating | State::Claiming | State::Confirming | State::Starting => {
                 let mut actions = vec![Action::Report(Report::ActivationFailed(text.clone()))];
-                // A claim that cannot be used goes back, so that the primary's copy may live (DESIGN section 3).
-                if self.policy.witness && self.state != State::Activating {
-                    actions.push(Action::Forfeit);
-                }
                 actions.extend(self.discard(text));
                 actions
             }
             // The receiver ends when it has done its work.
-            State::Active | State::Discarding | State::Discarded => Vec::new(),
+            State::Active | State::Discarding | State::Forfeiting | State::Discarded => Vec::new(),
         }
     }
 
@@ -346,19 +404,13 @@ impl Machine {
                      `remus failover --primary-is-off`; `remus discard` destroys the copy"
                 )))]
             }
-            State::Waiting
-            | State::Activating
-            | State::Claiming
-            | State::Starting
-            | State::Active
-            | State::Discarding
-            | State::Discarded => Vec::new(),
+            _ => Vec::new(),
         }
     }
 
     fn end_unless_started(&mut self, why: &str, tell: Option<LostReason>) -> Actions {
         match self.state {
-            State::Syncing | State::Armed | State::Waiting | State::Activating => {
+            State::Syncing | State::Armed | State::Waiting | State::Activating | State::Yielding => {
                 let mut actions = Vec::new();
                 if self.state == State::Activating {
                     actions.push(Action::Report(Report::ActivationFailed(why.into())));
@@ -367,8 +419,14 @@ impl Machine {
                 actions.extend(self.discard(why.into()));
                 actions
             }
+            // The daemon ends and the copy with it: the claim, whatever becomes of it, is given up after that.
+            State::Claiming | State::Confirming if tell == Some(LostReason::Shutdown) => {
+                let mut actions = vec![Action::Report(Report::ActivationFailed(why.into()))];
+                actions.extend(self.discard(why.into()));
+                actions
+            }
             // A claim is under way or won: only its outcome decides.
-            State::Claiming | State::Starting | State::Active | State::Discarding | State::Discarded => Vec::new(),
+            _ => Vec::new(),
         }
     }
 }

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::BackupError;
 use crate::ids::{Epoch, Generation, Nonce, ProtectionId, SessionKey};
+use crate::link::Token;
 use crate::state::{STATE_VERSION, StateDir};
 
 /// How far a protection came.
@@ -37,6 +38,9 @@ pub struct IncomingRecord {
     pub phase: Phase,
     /// The activated epoch, once active.
     pub activated: Option<Epoch>,
+    /// The mode that was agreed last, written before it is acknowledged.
+    #[serde(default)]
+    pub token: Token,
 }
 
 impl IncomingRecord {
@@ -51,6 +55,7 @@ impl IncomingRecord {
             nonce: key.nonce,
             phase: Phase::Receiving,
             activated: None,
+            token: Token::Primary,
         }
     }
 }

@@ -71,6 +71,7 @@ pub struct Registry {
     records: Arc<dyn RecordStore>,
     events: Arc<EventLog>,
     settings: Arc<BackupSettings>,
+    host_id: uuid::Uuid,
     known: Mutex<Known>,
     closing: AtomicBool,
 }
@@ -108,6 +109,7 @@ impl Registry {
         records: Arc<dyn RecordStore>,
         events: Arc<EventLog>,
         settings: BackupSettings,
+        host_id: uuid::Uuid,
     ) -> Result<Arc<Self>, BackupError> {
         let known = Known {
             records: records.load()?.into_iter().map(|record| (record.uuid, record)).collect(),
@@ -119,6 +121,7 @@ impl Registry {
             records,
             events,
             settings: Arc::new(settings),
+            host_id,
             known: Mutex::new(known),
             closing: AtomicBool::new(false),
         }))
@@ -260,7 +263,7 @@ impl Registry {
         let host_name = peer.hello.host.clone();
         let key = peer.key;
         let options = LinkOptions::for_detection(detection(&offer));
-        let session = match peer.welcome(&options).await {
+        let session = match peer.welcome(self.host_id, false, &options).await {
             Ok(session) => session,
             Err(error) => {
                 // Dropping the receiver closes its input and kills it; it had not been given anything.
@@ -367,11 +370,11 @@ impl Registry {
     async fn replace_old(&self, offer: &ProtectOffer) -> Result<(), Decline> {
         let Some(old) = self.get(offer.protection) else { return Ok(()) };
         match old.status().state {
-            State::Activating | State::Claiming | State::Starting => Err(Decline::Refuse(
+            State::Activating | State::Claiming | State::Confirming | State::Starting | State::Forfeiting => Err(Decline::Refuse(
                 RefuseCode::InUse,
                 format!("the copy of {} is being activated on this host", offer.domain),
             )),
-            State::Syncing | State::Armed | State::Waiting | State::Discarding => {
+            State::Syncing | State::Armed | State::Waiting | State::Yielding | State::Discarding => {
                 old.replace().await;
                 match old.status().state {
                     State::Discarded => Ok(()),

@@ -55,7 +55,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         Arc::new(XenHost { hypervisor: hypervisor.clone(), store: store.clone(), xl: settings.xl.clone() });
     let receivers = Arc::new(ReceiverCommand { program: settings.xl.clone(), ..ReceiverCommand::default() });
     let backups =
-        Registry::new(backup_host, receivers, Arc::new(state.clone()), log.clone(), BackupSettings::default())?;
+        Registry::new(backup_host, receivers, Arc::new(state.clone()), log.clone(), BackupSettings::default(), state.host_id()?)?;
     let host = Host {
         hypervisor,
         store,

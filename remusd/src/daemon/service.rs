@@ -122,7 +122,7 @@ impl Daemon {
             Outcome::NotStarted(text) => Ok(message(format!("The protection of {typed} was given up: {text}"))),
             Outcome::Alone(text) => Ok(message(format!("{typed} runs on unprotected: {text}"))),
             Outcome::GuestEnded(end) => Ok(message(format!("{typed} has ended meanwhile ({end})"))),
-            Outcome::Superseded(text) => {
+            Outcome::Superseded(text) | Outcome::HandedOver(text) => {
                 Err(ApiError::new(ErrorCode::Conflict, format!("{typed} runs elsewhere: {text}")))
             }
         }
@@ -169,9 +169,16 @@ fn primary_row(primary: &super::Primary) -> StatusRow {
         (Some(Outcome::NotStarted(why)), _) => ("not-started", why.clone()),
         (Some(Outcome::GuestEnded(end)), _) => ("guest-ended", format!("the guest ended: {end}")),
         (Some(Outcome::Superseded(why)), _) => ("superseded", why.clone()),
+        (Some(Outcome::HandedOver(why)), _) => ("handed-over", why.clone()),
         (None, State::Starting) => ("starting", String::new()),
         (None, State::FirstCopy) => ("first-copy", "not protected yet".into()),
-        (None, State::Stopping(_)) => ("stopping", String::new()),
+        (None, State::Recording(_) | State::Stopping(_)) => ("stopping", String::new()),
+        (
+            None,
+            State::ShippingLast(_) | State::CommittingLast(_) | State::HandingOver(_) | State::HandedOver(_),
+        ) => ("switching-over", "the guest stands still until it runs on the other host".into()),
+        (None, State::Yielding(_)) => ("yielding", "frozen and sealed: the witness says that the other host takes over".into()),
+        (None, State::Unrecorded(_)) => ("unrecorded", "UNPROTECTED; runs on an operator's word, the witness has still to be told".into()),
         (None, State::Arbitrating(_)) => ("arbitrating", String::new()),
         (None, State::Holding(_)) => {
             ("holding", "UNPROTECTED and output is held; `remus unprotect` lets it flow".into())
@@ -291,6 +298,7 @@ fn ended_as(outcome: Option<Outcome>) -> Answered {
         Some(Outcome::NotStarted(text) | Outcome::Alone(text)) => {
             Err(ApiError::new(ErrorCode::Failed, format!("The guest runs on, UNPROTECTED: {text}")))
         }
+        Some(Outcome::HandedOver(text)) => Ok(message(format!("handed over: {text}"))),
         Some(Outcome::Superseded(text)) => Err(ApiError::new(ErrorCode::Conflict, text)),
         None => Err(ApiError::new(ErrorCode::Failed, "the protection's task has ended; see the log")),
     }

@@ -72,6 +72,9 @@ pub(super) fn offer(
             OnPrimaryLoss::Activate => link::OnPrimaryLoss::Activate,
         },
         detection_ms: u32::try_from(options.detection_ms).unwrap_or(u32::MAX),
+        host_id: ProtectionId::nil(),
+        witness: None,
+        then: None,
     }
 }
 
@@ -150,6 +153,8 @@ impl Daemon {
             nonce: key.nonce,
             armed: false,
             superseded: false,
+            token: link::Token::Primary,
+            handed_over: false,
             target: target.clone(),
             options: options.clone(),
             vifs: super::devices::vifs(&set),

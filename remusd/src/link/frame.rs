@@ -1,8 +1,10 @@
 //! The vocabulary of the link. Layouts are in `payload`, the specification in docs/protocol.md.
 
 pub use super::codes::{ErrorCode, GuestState, GuestType, LostReason, OnPrimaryLoss, RefuseCode, Role, StopReason};
+use super::token::Token;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::{
     ids::{DomId, Epoch, Generation, ProtectionId},
@@ -10,11 +12,12 @@ use crate::{
 };
 
 /// Oldest protocol version that this build speaks.
-pub const VERSION_MIN: u16 = 1;
+pub const VERSION_MIN: u16 = 2;
 /// Newest protocol version that this build speaks.
-pub const VERSION_MAX: u16 = 1;
-/// Version under which `HELLO`, `WELCOME`, `REFUSE` and `ERROR` of a handshake are framed, whatever is agreed later.
-pub const VERSION_HANDSHAKE: u16 = 1;
+pub const VERSION_MAX: u16 = 2;
+/// Version under which `HELLO`, `WELCOME`, `REFUSE` and `ERROR` of a handshake are framed, whatever is agreed later. Version 1 had
+/// no witness and was never released.
+pub const VERSION_HANDSHAKE: u16 = 2;
 
 /// Senders cut pages and state so that a frame stays below this, in bytes; a control frame waits for at most one such frame.
 pub const CHUNK: usize = 256 * 1024;
@@ -44,12 +47,16 @@ pub enum FrameType {
     Stopped = 0x31,
     BackupLost = 0x32,
     Superseded = 0x33,
+    Handover = 0x34,
+    HandoverFailed = 0x35,
+    Token = 0x36,
+    TokenAck = 0x37,
     Error = 0x3f,
 }
 
 impl FrameType {
     /// All types, for tables and tests.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 21] = [
         Self::Hello,
         Self::Welcome,
         Self::Refuse,
@@ -66,10 +73,14 @@ impl FrameType {
         Self::Stopped,
         Self::BackupLost,
         Self::Superseded,
+        Self::Handover,
+        Self::HandoverFailed,
+        Self::Token,
+        Self::TokenAck,
         Self::Error,
     ];
 
-    /// The type numbered `code`, if there is one. 0x34 is reserved for `HANDOVER`.
+    /// The type numbered `code`, if there is one.
     #[must_use]
     pub fn from_code(code: u16) -> Option<Self> {
         Self::ALL.into_iter().find(|t| *t as u16 == code)
@@ -95,6 +106,10 @@ impl FrameType {
             Self::Stopped => "STOPPED",
             Self::BackupLost => "BACKUP_LOST",
             Self::Superseded => "SUPERSEDED",
+            Self::Handover => "HANDOVER",
+            Self::HandoverFailed => "HANDOVER_FAILED",
+            Self::Token => "TOKEN",
+            Self::TokenAck => "TOKEN_ACK",
             Self::Error => "ERROR",
         }
     }
@@ -104,8 +119,9 @@ impl FrameType {
     pub fn limit(self) -> usize {
         match self {
             Self::Hello | Self::Welcome | Self::Refuse | Self::Error => 16 * 1024,
-            Self::Stop | Self::Stopped | Self::BackupLost | Self::Superseded => 16 * 1024,
+            Self::Stop | Self::Stopped | Self::BackupLost | Self::Superseded | Self::HandoverFailed => 16 * 1024,
             Self::EpochBegin | Self::EpochEnd | Self::Ack | Self::Heartbeat => 256,
+            Self::Handover | Self::Token | Self::TokenAck => 256,
             Self::QueryResult => 256 * 1024,
             Self::Config | Self::Preamble | Self::Pages => 1024 * 1024,
             Self::State => CHUNK,
@@ -181,6 +197,32 @@ pub enum Frame {
         /// Who activated it and when.
         text: String,
     },
+    /// The guest stands still after this epoch, which is acknowledged: the backup activates its copy and answers `SUPERSEDED`, or
+    /// `HANDOVER_FAILED` once nothing is left of it.
+    Handover {
+        /// The newest epoch, which the backup has to hold.
+        epoch: Epoch,
+        /// The mode that the primary takes to be agreed: with a witness the backup still has to win the record, without one this
+        /// frame is the token.
+        token: Token,
+    },
+    /// The backup could not activate its copy; nothing is left of it and it never ran.
+    HandoverFailed {
+        /// One sentence.
+        text: String,
+    },
+    /// Proposes a mode. The newest one counts.
+    Token {
+        /// Counts the proposals of this session, from 1.
+        seq: u64,
+        /// The mode.
+        token: Token,
+    },
+    /// The backup has this proposal on disk.
+    TokenAck {
+        /// Which.
+        seq: u64,
+    },
     /// The sender gives up this session.
     Error {
         /// For programs.
@@ -211,6 +253,10 @@ impl Frame {
             Self::Stopped => FrameType::Stopped,
             Self::BackupLost { .. } => FrameType::BackupLost,
             Self::Superseded { .. } => FrameType::Superseded,
+            Self::Handover { .. } => FrameType::Handover,
+            Self::HandoverFailed { .. } => FrameType::HandoverFailed,
+            Self::Token { .. } => FrameType::Token,
+            Self::TokenAck { .. } => FrameType::TokenAck,
             Self::Error { .. } => FrameType::Error,
         }
     }
@@ -287,6 +333,15 @@ pub struct ProtectOffer {
     pub on_primary_loss: OnPrimaryLoss,
     /// Silence in milliseconds after which either side suspects the other, 100 ms and up.
     pub detection_ms: u32,
+    /// The primary's host: the durable id of its installation.
+    #[serde(default)]
+    pub host_id: Uuid,
+    /// The witness that decides, as typed; `None` is none. The backup must be able to use the same one.
+    #[serde(default)]
+    pub witness: Option<String>,
+    /// What the backup does once it runs its copy: how to protect it in turn, as JSON; `None` is nothing.
+    #[serde(default)]
+    pub then: Option<String>,
 }
 
 /// Accepts a `HELLO`.
@@ -302,6 +357,10 @@ pub struct Welcome {
     pub host: String,
     /// The sender's wall clock, milliseconds since 1970 (hazard F25d).
     pub wall_clock_ms: u64,
+    /// The backup's host: the durable id of its installation.
+    pub host_id: Uuid,
+    /// Whether the backup's host has ever seen a witness record of this protection: then an absent one was lost (hazard F7).
+    pub knows_record: bool,
 }
 
 /// What the backup knows about one protection.

@@ -258,11 +258,16 @@ impl Incoming {
         self.talk.send(&Frame::Superseded { text }).await.map_err(failed)
     }
 
-    /// Accepts; the session is open.
+    /// Accepts; the session is open. `host_id` and `knows_record` are those of [`Welcome`].
     ///
     /// # Errors
     /// [`LinkError::Handshake`] if the answer cannot be sent.
-    pub async fn welcome(mut self, options: &LinkOptions) -> Result<Session, LinkError> {
+    pub async fn welcome(
+        mut self,
+        host_id: uuid::Uuid,
+        knows_record: bool,
+        options: &LinkOptions,
+    ) -> Result<Session, LinkError> {
         let failed = self.failed();
         let welcome = Frame::Welcome(Welcome {
             version: self.version,
@@ -270,6 +275,8 @@ impl Incoming {
             software: software(),
             host: host_name(),
             wall_clock_ms: super::session::wall_clock_ms(),
+            host_id,
+            knows_record,
         });
         self.talk.send(&welcome).await.map_err(failed)?;
         Ok(open(self.talk, self.version, options))

@@ -16,6 +16,7 @@ mod payload;
 pub mod primary;
 pub mod session;
 pub mod tls;
+pub mod token;
 pub mod transport;
 mod wire;
 
@@ -26,4 +27,5 @@ pub use frame::{
 };
 pub use primary::{LinkEvent, LinkEvents, LinkSender, PrimaryLink};
 pub use session::LinkOptions;
+pub use token::{RecordKey, Token};
 pub use transport::Transport;

@@ -9,10 +9,11 @@ use super::{
         MAX_PAGES_PER_FRAME, MAX_RECORD, OnPrimaryLoss, ProtectOffer, Purpose, QueryEntry, RefuseCode, Role, StatePart,
         StopReason, VersionRange, Welcome,
     },
+    token::{RecordKey, Token},
     wire::{Field, Fields, put_bool, put_option, put_text},
 };
 use crate::{
-    ids::{DomId, Epoch, Generation},
+    ids::{DomId, Epoch, Generation, Nonce},
     stream::{Layer, PAGE_SIZE, PageBatch, digest::EpochDigest},
 };
 
@@ -38,6 +39,8 @@ pub(super) fn put(frame: &Frame, out: &mut BytesMut) -> Result<(), FrameError> {
             put_text(out, &welcome.software);
             put_text(out, &welcome.host);
             out.put_u64_le(welcome.wall_clock_ms);
+            out.put_slice(welcome.host_id.as_bytes());
+            put_bool(out, welcome.knows_record);
         }
         Frame::Refuse { code, text } => {
             out.put_u16_le(*code as u16);
@@ -96,13 +99,36 @@ pub(super) fn put(frame: &Frame, out: &mut BytesMut) -> Result<(), FrameError> {
             out.put_u16_le(*reason as u16);
             put_text(out, text);
         }
-        Frame::Superseded { text } => put_text(out, text),
+        Frame::Superseded { text } | Frame::HandoverFailed { text } => put_text(out, text),
+        Frame::Handover { epoch, token } => {
+            out.put_u64_le(epoch.0);
+            put_token(*token, out);
+        }
+        Frame::Token { seq, token } => {
+            out.put_u64_le(*seq);
+            put_token(*token, out);
+        }
+        Frame::TokenAck { seq } => out.put_u64_le(*seq),
         Frame::Error { code, text } => {
             out.put_u16_le(*code as u16);
             put_text(out, text);
         }
     }
     Ok(())
+}
+
+fn put_token(token: Token, out: &mut BytesMut) {
+    put_option(out, token.record(), |out, key| {
+        out.put_u64_le(key.generation.0);
+        out.put_slice(key.nonce.0.as_bytes());
+    });
+}
+
+fn read_token(from: &mut Fields) -> Field<Token> {
+    let key = |from: &mut Fields| {
+        Ok(RecordKey { generation: Generation(from.u64()?), nonce: Nonce(from.uuid()?) })
+    };
+    Ok(from.option(key)?.map_or(Token::Primary, Token::Witness))
 }
 
 fn put_hello(hello: &Hello, out: &mut BytesMut) {
@@ -127,6 +153,9 @@ fn put_hello(hello: &Hello, out: &mut BytesMut) {
                 OnPrimaryLoss::Activate => 1,
             });
             out.put_u32_le(offer.detection_ms);
+            out.put_slice(offer.host_id.as_bytes());
+            put_option(out, offer.witness.as_ref(), |out, text| put_text(out, text));
+            put_option(out, offer.then.as_ref(), |out, text| put_text(out, text));
         }
         Purpose::Query { protection } => {
             out.put_u8(2);
@@ -184,6 +213,8 @@ fn read(kind: FrameType, from: &mut Fields) -> Field<Frame> {
             software: from.text()?,
             host: from.text()?,
             wall_clock_ms: from.u64()?,
+            host_id: from.uuid()?,
+            knows_record: from.bool()?,
         }),
         FrameType::Refuse => {
             Frame::Refuse { code: code(from.u16()?, &RefuseCode::ALL, |c| c as u16)?, text: from.text()? }
@@ -234,6 +265,10 @@ fn read(kind: FrameType, from: &mut Fields) -> Field<Frame> {
             Frame::BackupLost { reason: code(from.u16()?, &LostReason::ALL, |c| c as u16)?, text: from.text()? }
         }
         FrameType::Superseded => Frame::Superseded { text: from.text()? },
+        FrameType::Handover => Frame::Handover { epoch: Epoch(from.u64()?), token: read_token(from)? },
+        FrameType::HandoverFailed => Frame::HandoverFailed { text: from.text()? },
+        FrameType::Token => Frame::Token { seq: from.u64()?, token: read_token(from)? },
+        FrameType::TokenAck => Frame::TokenAck { seq: from.u64()? },
         FrameType::Error => {
             Frame::Error { code: code(from.u16()?, &ErrorCode::ALL, |c| c as u16)?, text: from.text()? }
         }
@@ -271,6 +306,9 @@ fn read_hello(from: &mut Fields) -> Field<Hello> {
                     _ => return Err("its policy on primary loss is unknown"),
                 },
                 detection_ms: from.u32()?,
+                host_id: from.uuid()?,
+                witness: from.option(Fields::text)?,
+                then: from.option(Fields::text)?,
             }),
             2 => Purpose::Query { protection: from.option(Fields::uuid)? },
             _ => return Err("its purpose is unknown"),

@@ -13,6 +13,7 @@ use super::{
     },
     handshake,
     session::{LinkOptions, Outbox, Report, Session, SessionEvent},
+    token::Token,
     transport::{Connection, Transport},
 };
 use crate::{
@@ -162,6 +163,23 @@ impl LinkSender {
         self.outbox.control(Frame::Stop { reason })
     }
 
+    /// Proposes a mode; [`LinkEvent::TokenAck`] says when the backup has it on disk.
+    ///
+    /// # Errors
+    /// [`LinkError::Closed`].
+    pub fn token(&self, seq: u64, token: Token) -> Result<(), LinkError> {
+        self.outbox.control(Frame::Token { seq, token })
+    }
+
+    /// Gives the guest, which stands still after `epoch`, to the backup. [`LinkEvent::Superseded`] or [`LinkEvent::HandoverFailed`]
+    /// answers.
+    ///
+    /// # Errors
+    /// [`LinkError::Closed`].
+    pub fn hand_over(&self, epoch: Epoch, token: Token) -> Result<(), LinkError> {
+        self.outbox.control(Frame::Handover { epoch, token })
+    }
+
     /// Sets what the next heartbeat tells.
     pub fn report(&self, report: Report) {
         self.outbox.report(report);
@@ -198,6 +216,16 @@ pub enum LinkEvent {
     Superseded {
         /// For people.
         text: String,
+    },
+    /// The backup could not activate the copy that it was handed; nothing is left of it.
+    HandoverFailed {
+        /// For people.
+        text: String,
+    },
+    /// The backup has this mode on disk.
+    TokenAck {
+        /// Which proposal.
+        seq: u64,
     },
     /// No copy is left on the backup, as asked.
     Stopped,
@@ -236,6 +264,8 @@ impl LinkEvents {
                 Frame::BackupLost { reason, text } => LinkEvent::BackupLost { reason, text },
                 Frame::Superseded { text } => LinkEvent::Superseded { text },
                 Frame::Stopped => LinkEvent::Stopped,
+                Frame::HandoverFailed { text } => LinkEvent::HandoverFailed { text },
+                Frame::TokenAck { seq } => LinkEvent::TokenAck { seq },
                 Frame::Hello(_)
                 | Frame::Welcome(_)
                 | Frame::Refuse { .. }
@@ -247,6 +277,8 @@ impl LinkEvents {
                 | Frame::State(_)
                 | Frame::EpochEnd(_)
                 | Frame::Stop { .. }
+                | Frame::Handover { .. }
+                | Frame::Token { .. }
                 | Frame::Error { .. } => self.end(CloseReason::Unexpected(frame.name())),
             },
         })

@@ -37,6 +37,14 @@ pub enum EventKind {
     Unprotected,
     /// Primary: the backup is lost and output is held by policy until an operator decides.
     Holding,
+    /// Who decides when one side is lost: the witness or the primary. ALARM when a configured witness does not.
+    WhoDecides,
+    /// Primary: the other host has won the guest; this copy is frozen until that one runs or is given up.
+    Yielding,
+    /// Primary: the guest could not be moved; detail says what is so now.
+    SwitchoverFailed,
+    /// ALARM: two copies may be live.
+    Conflict,
     /// Primary: protection ended as asked; no copy is left on the backup.
     Stopped,
     /// This host's copy lost: it is sealed and stopped, the other host runs the guest.
@@ -104,7 +112,12 @@ impl EventLog {
     pub fn publish(&self, domain: DomainRef, kind: EventKind, detail: impl Into<String>) {
         let detail = detail.into();
         match kind {
-            EventKind::Unprotected | EventKind::Holding | EventKind::ActivationFailed => {
+            EventKind::Unprotected
+            | EventKind::Holding
+            | EventKind::Yielding
+            | EventKind::Conflict
+            | EventKind::SwitchoverFailed
+            | EventKind::ActivationFailed => {
                 tracing::error!(domain = domain.name, ?kind, "{detail}");
             }
             _ => tracing::info!(domain = domain.name, ?kind, "{detail}"),

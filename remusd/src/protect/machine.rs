@@ -2,13 +2,20 @@
 //!
 //! Sans-IO: events in, actions out, no clock, no socket. The driver carries out the actions in the order given and
 //! reports each one's end as an event. `states.md` beside this file is every state against every event, kept true by a
-//! test.
+//! test. `token` agrees with the backup on who decides, `ending` decides who owns the guest, `handover` is the switchover.
 
+mod ending;
+mod handover;
+mod token;
 mod types;
 
 use crate::ids::Epoch;
+use crate::link::Token;
 
-pub use types::{Action, DomainFate, Event, GuestEnd, OnBackupLoss, Outcome, Output, Policy, State, StopWhy};
+pub use types::{
+    Action, Agreement, DomainFate, Event, GuestEnd, Handover, Kept, OnBackupLoss, Outcome, Output, Policy, State,
+    StopWhy,
+};
 
 /// The primary's state machine. See the module.
 #[derive(Clone, Debug)]
@@ -23,7 +30,30 @@ pub struct Machine {
     pending_stop: Option<StopWhy>,
     suspend_failures: u32,
     last_pages: u64,
+    /// Our mode. It is the stricter one while an agreement is under way: the witness's from before the backup hears of it until after
+    /// the backup has given it up durably.
+    token: Token,
+    agreement: Agreement,
+    /// Whether the witness answers, as far as known.
+    witness_up: bool,
+    /// The witness refused to arm; not asked again until it has been away.
+    arm_refused: bool,
+    arm_id: u64,
+    token_seq: u64,
+    handover: Handover,
+    /// The guest stands still for a switchover.
+    still: bool,
+    /// The guest's vCPUs are stopped because another copy may run.
+    frozen: bool,
+    /// The backup cannot be reached any more.
+    link_lost: bool,
+    /// The record says stopped.
+    stop_recorded: bool,
+    /// The guest runs on an operator's word and the record does not say so yet.
+    unrecorded: bool,
 }
+
+type Actions = Vec<Action>;
 
 impl Machine {
     /// A machine in [`State::Starting`].
@@ -37,6 +67,18 @@ impl Machine {
             pending_stop: None,
             suspend_failures: 0,
             last_pages: u64::MAX,
+            token: Token::Primary,
+            agreement: Agreement::Agreed,
+            witness_up: policy.witness,
+            arm_refused: false,
+            arm_id: 0,
+            token_seq: 0,
+            handover: Handover::No,
+            still: false,
+            frozen: false,
+            link_lost: false,
+            stop_recorded: false,
+            unrecorded: false,
         }
     }
 
@@ -44,6 +86,18 @@ impl Machine {
     #[must_use]
     pub fn state(&self) -> &State {
         &self.state
+    }
+
+    /// The mode that counts here.
+    #[must_use]
+    pub fn token(&self) -> Token {
+        self.token
+    }
+
+    /// How far the agreement with the backup on the mode is.
+    #[must_use]
+    pub fn agreement(&self) -> Agreement {
+        self.agreement
     }
 
     /// Whether the loss of this host would now be survived: the first armed epoch is acknowledged and the backup is not lost.
@@ -59,6 +113,8 @@ impl Machine {
                     | State::Shipping(_)
                     | State::Committing(_)
                     | State::Idle(_)
+                    | State::ShippingLast(_)
+                    | State::CommittingLast(_)
             )
     }
 
@@ -66,146 +122,106 @@ impl Machine {
         self.armed_from.is_some_and(|from| epoch >= from)
     }
 
-    /// Decides at an epoch's suspend whether it is armed (hazard F10: never the first copy).
+    /// Decides at an epoch's suspend whether it is armed (hazard F10: never the first copy; never before both sides know who decides).
     fn arm_if_converged(&mut self, epoch: Epoch) {
         let small = self.last_pages <= self.policy.arm_pages;
         let long_enough = epoch.0 >= self.policy.max_unarmed.max(1);
-        if self.armed_from.is_none() && epoch.0 > 0 && (small || long_enough) {
+        if self.armed_from.is_none() && epoch.0 > 0 && self.agreed() && (small || long_enough) {
             self.armed_from = Some(epoch);
         }
     }
 
-    fn suspend(&mut self, epoch: Epoch) -> Vec<Action> {
+    fn suspend(&mut self, epoch: Epoch) -> Actions {
         self.arm_if_converged(epoch);
+        let mut actions = self.leave_if_asked(epoch);
         self.state = State::Suspending(epoch);
-        vec![Action::Suspend { epoch, armed: self.armed(epoch) }]
-    }
-
-    fn stop(&mut self, why: StopWhy) -> Vec<Action> {
-        self.state = State::Stopping(why.clone());
-        vec![Action::SendStop(why)]
-    }
-
-    fn lost(&mut self, text: String, before: Option<Action>) -> Vec<Action> {
-        self.state = State::Arbitrating(StopWhy::Failed(text));
-        before.into_iter().chain([Action::Arbitrate]).collect()
+        actions.push(Action::Suspend { epoch, armed: self.armed(epoch) });
+        actions
     }
 
     /// The guest must run before anything else happens, then the backup is told to give its copy up.
-    fn fail_suspended(&mut self, text: String) -> Vec<Action> {
+    fn fail_suspended(&mut self, text: String) -> Actions {
+        self.still = false;
         let mut actions = vec![Action::EnsureRunning, Action::ReportAbandoned(text.clone())];
         actions.extend(self.stop(StopWhy::Failed(text)));
         actions
     }
 
-    /// We own the guest: everything is put back and held output flows.
-    fn own(&mut self, why: StopWhy) -> Vec<Action> {
-        let (outcome, report, fate) = match why {
-            StopWhy::Planned => (Outcome::Stopped, None, DomainFate::Keep),
-            StopWhy::GuestEnded(end) => {
-                (Outcome::GuestEnded(end), Some(Action::ReportGuestEnded(end)), DomainFate::ByConfig(end))
-            }
-            StopWhy::Failed(text) => {
-                (Outcome::Alone(text.clone()), Some(Action::ReportUnprotected(text)), DomainFate::Keep)
-            }
-        };
-        self.state = State::CleaningUp(outcome);
-        let mut actions = vec![Action::CleanUp { output: Output::Release, fate }];
-        actions.extend(report);
-        actions
-    }
-
-    fn superseded(&mut self, text: String) -> Vec<Action> {
-        self.state = State::CleaningUp(Outcome::Superseded(text.clone()));
-        vec![
-            Action::Freeze,
-            Action::CleanUp { output: Output::Discard, fate: DomainFate::Destroy },
-            Action::ReportSuperseded(text),
-        ]
-    }
-
     /// Takes one event; returns what to do, in order. An event that means nothing in this state changes nothing.
-    pub fn step(&mut self, event: Event) -> Vec<Action> {
+    pub fn step(&mut self, event: Event) -> Actions {
         use Event as E;
         use State as S;
+        match &event {
+            E::WitnessUp => self.witness_up = true,
+            E::WitnessDown(_) => {
+                self.witness_up = false;
+                self.arm_refused = false;
+            }
+            E::BackupLost(_) => self.link_lost = true,
+            _ => {}
+        }
         match (self.state.clone(), event) {
             // Over, or nearly: only the end of cleaning up counts.
             (S::Ended(_), _) => vec![],
-            (S::CleaningUp(outcome), E::CleanedUp) => {
-                self.state = S::Ended(outcome.clone());
-                vec![Action::End(outcome)]
-            }
+            (S::CleaningUp(outcome), E::CleanedUp) => self.cleaned_up(outcome),
             (S::CleaningUp(_), _) => vec![],
-
-            // The other copy runs: nothing else matters (R3).
-            (S::Starting, E::Superseded(text) | E::StartFailed(text) | E::BackupLost(text)) => self.not_started(text),
-            (_, E::Superseded(text) | E::ClaimLost(text)) => self.superseded(text),
+            (S::Unrecorded(outcome), event) => self.unrecorded(outcome, event),
 
             (S::Starting, E::Started) => {
                 self.state = S::FirstCopy;
-                vec![Action::StartEngine]
+                let mut actions = vec![Action::StartEngine];
+                actions.extend(self.agree("protection begins"));
+                actions
             }
+            (S::Starting, E::Superseded(text) | E::StartFailed(text) | E::BackupLost(text)) => self.not_started(text),
             (S::Starting, E::StopRequested) => self.not_started("stopped by an operator".into()),
             (S::Starting, E::GuestEnded(end)) => self.not_started(format!("the guest ended: {end}")),
+            (S::Starting, E::HandoverRequested) => self.refuse_handover(),
             (S::Starting, _) => vec![],
 
-            // Who owns the guest?
-            (S::Arbitrating(why) | S::Holding(why), E::ClaimWon) => {
-                // Best effort: a backup that still hears us must not keep a copy that is stale from here on (R4).
-                let mut actions = vec![Action::SendStop(why.clone())];
-                actions.extend(self.own(why));
-                actions
-            }
-            (S::Arbitrating(why), E::ClaimUnknown) => {
-                let text = match &why {
-                    StopWhy::Failed(text) => text.clone(),
-                    StopWhy::Planned => "the backup did not confirm the stop".into(),
-                    StopWhy::GuestEnded(end) => format!("the guest ended ({end}) and the backup did not confirm"),
-                };
-                self.state = S::Holding(why);
-                vec![Action::ReportHolding(text)]
-            }
-            (S::Holding(_), E::StopRequested) => {
-                // The operator says: this copy goes on.
-                let mut actions = vec![Action::SendStop(StopWhy::Planned)];
-                actions.extend(self.own(StopWhy::Planned));
-                actions
-            }
-            (S::Arbitrating(_), E::GuestEnded(end)) => {
-                self.state = S::Arbitrating(StopWhy::GuestEnded(end));
-                vec![]
-            }
-            (S::Holding(_), E::GuestEnded(end)) => {
-                self.state = S::Holding(StopWhy::GuestEnded(end));
-                vec![]
-            }
-            // Late, but the backup holds no copy any more: nobody else can own the guest.
-            (S::Arbitrating(why) | S::Holding(why), E::Stopped) => self.own(why),
-            (S::Arbitrating(_) | S::Holding(_), _) => vec![],
+            // The other copy runs: nothing else matters (R3).
+            (_, E::Superseded(text)) => self.superseded(text),
 
-            // A stop is under way.
-            (S::Stopping(why), E::Stopped) => self.own(why),
-            (S::Stopping(why), E::StopLate | E::BackupLost(_)) => {
-                self.state = S::Arbitrating(why);
-                vec![Action::Arbitrate]
-            }
-            (S::Stopping(_), E::GuestEnded(end)) => {
-                self.state = S::Stopping(StopWhy::GuestEnded(end));
-                vec![]
-            }
-            (S::Stopping(_), _) => vec![],
+            // Who owns the guest?
+            (S::Recording(why), event) => self.recording(why, event),
+            (S::Stopping(why), event) => self.stopping(why, event),
+            (S::Arbitrating(why), event) => self.arbitrating(why, event),
+            (S::Holding(why), event) => self.holding(why, event),
+            (S::Yielding(why), event) => self.yielding(why, event),
+            (S::ShippingLast(epoch), event) => self.shipping_last(epoch, event),
+            (S::CommittingLast(epoch), event) => self.committing_last(epoch, event),
+            (S::HandingOver(epoch), event) => self.handing_over(epoch, event),
+            (S::HandedOver(_), event) => self.handed_over(event),
 
             // The guest ended by itself: record the stop before anything else (hazard F24).
             (_, E::GuestEnded(end)) => self.stop(StopWhy::GuestEnded(end)),
+            (
+                _,
+                event @ (E::WitnessUp
+                | E::WitnessDown(_)
+                | E::RecordArmed { .. }
+                | E::ArmRefused { .. }
+                | E::TokenSaved
+                | E::TokenUnsaved(_)
+                | E::TokenAck { .. }),
+            ) => self.on_token(event),
+            (_, E::HandoverRequested) => self.ask_handover(),
 
-            // The guest stands still, or may: it runs again before anything else (R6).
-            (S::Suspending(_) | S::Capturing(_) | S::Resuming(_), E::BackupLost(text)) => {
-                self.lost(text, Some(Action::EnsureRunning))
+            (S::Suspending(_) | S::Capturing(_) | S::Resuming(_), event) => self.guest_still(event),
+            (S::FirstCopy | S::Retrying(_) | S::Shipping(_) | S::Committing(_) | S::Idle(_), event) => {
+                self.guest_runs(event)
             }
-            (S::Suspending(_) | S::Capturing(_) | S::Resuming(_), E::EngineFailed(text) | E::EpochFailed(text)) => {
-                self.fail_suspended(text)
-            }
-            (S::Suspending(_) | S::Capturing(_) | S::Resuming(_), E::StopRequested) => {
+        }
+    }
+
+    /// The guest stands still, or may: it runs again before anything else (R6).
+    fn guest_still(&mut self, event: Event) -> Actions {
+        use Event as E;
+        use State as S;
+        match (self.state.clone(), event) {
+            (_, E::BackupLost(text)) => self.lost(text, Some(Action::EnsureRunning)),
+            (_, E::EngineFailed(text) | E::EpochFailed(text)) => self.fail_suspended(text),
+            (_, E::StopRequested) => {
                 self.pending_stop = Some(StopWhy::Planned);
                 vec![]
             }
@@ -226,31 +242,45 @@ impl Machine {
                 vec![Action::ReportAbandoned(text), Action::StartTimer]
             }
             (S::Capturing(_), E::Postsuspended) => vec![Action::EngineCopy],
-            (S::Capturing(epoch), E::EngineCopied) => {
-                self.state = S::Resuming(epoch);
-                vec![Action::Preresume(epoch)]
-            }
+            (S::Capturing(epoch), E::EngineCopied) => self.copied(epoch),
             (S::Resuming(_), E::Preresumed) => vec![Action::Resume],
-            (S::Resuming(epoch), E::Resumed) => match self.pending_stop.take() {
-                Some(why) => self.stop(why),
-                None => {
-                    self.state = S::Shipping(epoch);
-                    vec![Action::EngineResumed]
-                }
-            },
-            (S::Suspending(_) | S::Capturing(_) | S::Resuming(_), _) => vec![],
+            (S::Resuming(epoch), E::Resumed) => self.resumed(epoch),
+            _ => vec![],
+        }
+    }
 
-            // The guest runs.
-            (S::FirstCopy | S::Retrying(_) | S::Shipping(_) | S::Committing(_) | S::Idle(_), E::BackupLost(text)) => {
-                self.lost(text, None)
-            }
-            (
-                S::FirstCopy | S::Retrying(_) | S::Shipping(_) | S::Committing(_) | S::Idle(_),
-                E::EngineFailed(text) | E::EpochFailed(text),
-            ) => self.stop(StopWhy::Failed(text)),
-            (S::FirstCopy | S::Retrying(_) | S::Shipping(_) | S::Committing(_) | S::Idle(_), E::StopRequested) => {
-                self.stop(StopWhy::Planned)
-            }
+    fn copied(&mut self, epoch: Epoch) -> Actions {
+        if self.handover == Handover::Leaving && self.pending_stop.is_none() {
+            return self.stay_still(epoch);
+        }
+        self.state = State::Resuming(epoch);
+        vec![Action::Preresume(epoch)]
+    }
+
+    fn resumed(&mut self, epoch: Epoch) -> Actions {
+        self.still = false;
+        if let Some(why) = self.pending_stop.take() {
+            return self.stop(why);
+        }
+        if self.handover == Handover::Aborting {
+            // This epoch is acknowledged and committed already.
+            self.handover = Handover::No;
+            self.state = State::Idle(epoch);
+            let mut actions = vec![Action::StartTimer];
+            actions.extend(self.agree("the switchover was called off"));
+            return actions;
+        }
+        self.state = State::Shipping(epoch);
+        vec![Action::EngineResumed]
+    }
+
+    fn guest_runs(&mut self, event: Event) -> Actions {
+        use Event as E;
+        use State as S;
+        match (self.state.clone(), event) {
+            (_, E::BackupLost(text)) => self.lost(text, None),
+            (_, E::EngineFailed(text) | E::EpochFailed(text)) => self.stop(StopWhy::Failed(text)),
+            (_, E::StopRequested) => self.stop(StopWhy::Planned),
             (S::FirstCopy, E::EngineSuspend) => self.suspend(Epoch(0)),
             (S::Retrying(epoch), E::Timer) => self.suspend(epoch),
             (S::Shipping(epoch), E::EngineWaiting) => {
@@ -281,13 +311,13 @@ impl Machine {
             }
             (S::Idle(_), E::Timer) => vec![Action::EngineContinue],
             (S::Idle(epoch), E::EngineSuspend) => self.suspend(epoch.next()),
-            (S::FirstCopy | S::Retrying(_) | S::Shipping(_) | S::Committing(_) | S::Idle(_), _) => vec![],
+            _ => vec![],
         }
     }
 
-    fn not_started(&mut self, text: String) -> Vec<Action> {
+    fn not_started(&mut self, text: String) -> Actions {
         self.state = State::CleaningUp(Outcome::NotStarted(text));
-        vec![Action::CleanUp { output: Output::Release, fate: DomainFate::Keep }]
+        vec![Action::CleanUp { output: Output::Release, fate: DomainFate::Keep, kept: Kept::Forget }]
     }
 }
 

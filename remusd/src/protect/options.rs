@@ -88,6 +88,8 @@ pub struct ProtectOptions {
     /// A script that makes the intermediate device of each vif in our place (`xl remus -N`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub netbuffer_script: Option<std::path::PathBuf>,
+    /// The witness that decides who goes on alone, as typed: an etcd's URL or `script:PATH`. `None` is none.
+    pub witness: Option<String>,
     /// UNSAFE: output is not held at all (`xl remus -n`).
     pub no_netbuffer: bool,
     /// UNSAFE: disks that are let pass although they are not replicated: a vdev name, or `all` (`xl remus -d`).
@@ -109,6 +111,7 @@ impl Default for ProtectOptions {
             on_backup_loss: OnBackupLoss::default(),
             on_primary_loss: OnPrimaryLoss::default(),
             netbuffer_script: None,
+            witness: None,
             no_netbuffer: false,
             unsafe_disks: Vec::new(),
         }

@@ -4,6 +4,7 @@ use async_trait::async_trait;
 
 use super::machine::StopWhy;
 use crate::ids::Epoch;
+use crate::link::Token;
 pub use crate::link::EpochEnd;
 use crate::stream::{PageBatch, Record};
 
@@ -45,6 +46,10 @@ pub enum GuestDoes {
 pub trait PeerControl: Send + Sync {
     /// Asks the peer to destroy its copy; a [`PeerEvent::Stopped`] follows if it does.
     async fn stop(&self, why: &StopWhy);
+    /// Proposes a mode; a [`PeerEvent::TokenAck`] follows once the peer has it on disk. Peers without a `remusd` ignore it.
+    async fn token(&self, _seq: u64, _token: Token) {}
+    /// Hands the guest over; [`PeerEvent::Superseded`] or [`PeerEvent::HandoverFailed`] follows.
+    async fn hand_over(&self, _epoch: Epoch, _token: Token) {}
     /// Told to the peer with the next heartbeat.
     fn guest_does(&self, epoch: Epoch, does: GuestDoes);
     /// Ends the connection without a word.
@@ -64,4 +69,8 @@ pub enum PeerEvent {
     Lost(String),
     /// Its copy has been activated.
     Superseded(String),
+    /// It has this mode on disk.
+    TokenAck(u64),
+    /// It could not take the guest over; nothing is left of its copy.
+    HandoverFailed(String),
 }

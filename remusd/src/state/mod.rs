@@ -55,6 +55,12 @@ pub struct PrimaryRecord {
     /// Whether the peer has said that its copy runs: this one stays sealed whatever happens (R3, R9).
     #[serde(default)]
     pub superseded: bool,
+    /// The mode that counts here (hazard F19): who decides after a restart.
+    #[serde(default)]
+    pub token: crate::link::Token,
+    /// Whether the guest was given to the backup without a witness: then it stays still until the backup says what became of it.
+    #[serde(default)]
+    pub handed_over: bool,
     /// Where the copy is.
     pub target: Target,
     /// How it was protected.
@@ -89,6 +95,20 @@ impl StateDir {
             fs::create_dir_all(&path).map_err(|source| StateError::Io { path, source })?;
         }
         Ok(Self { root })
+    }
+
+    /// The durable random id of this host's installation; made at the first call.
+    ///
+    /// # Errors
+    /// [`StateError`]; without it nobody can say who owns what.
+    pub fn host_id(&self) -> Result<uuid::Uuid, StateError> {
+        let path = self.root.join("host-id");
+        if path.exists() {
+            return get(&path);
+        }
+        let id = uuid::Uuid::new_v4();
+        put(&path, &id)?;
+        Ok(id)
     }
 
     fn primary_path(&self, uuid: ProtectionId) -> PathBuf {
@@ -242,6 +262,8 @@ mod tests {
             nonce: Nonce::random(),
             armed: true,
             superseded: false,
+            token: crate::link::Token::Primary,
+            handed_over: false,
             target: Target::Blackhole,
             options: ProtectOptions::default(),
             devices: vec![],

@@ -25,7 +25,7 @@ impl Driver {
                     format!("the copy is complete as of epoch {epoch} and can be activated"),
                 );
             }
-            Report::Suspect(text) | Report::Waiting(text) => self.publish(EventKind::PrimarySuspect, text),
+            Report::Suspect(text) | Report::Waiting(text) | Report::Abstaining(text) => self.publish(EventKind::PrimarySuspect, text),
             Report::Activating(epoch, authority) => {
                 self.activation =
                     Some(Activation { epoch, authority, began: Instant::now(), built: None, claimed: None });
@@ -33,6 +33,7 @@ impl Driver {
                     Authority::Operator => "an operator says that the primary is off",
                     Authority::Policy => "the primary is lost and on_primary_loss=activate",
                     Authority::Witness => "the primary is lost; the witness decides",
+                    Authority::Handover => "the primary hands the guest over",
                 };
                 self.publish(EventKind::Activating, format!("activating the copy of epoch {epoch}: {word}"));
             }
@@ -52,6 +53,16 @@ impl Driver {
                     let _ = reply.send(Err(CommandError::Failed(text.clone())));
                 }
                 self.publish(EventKind::ActivationFailed, text);
+            }
+            Report::WitnessSilent => self.publish(
+                EventKind::Holding,
+                "the copy is built but the witness does not say whether it may run; it is asked on. If the guest surely runs nowhere \
+                 else: `remus assume-alone`"
+                    .into(),
+            ),
+            Report::Token(token) => self.status.send_modify(|status| status.token = token),
+            Report::TokenUnsaved(text) => {
+                tracing::error!(domain = self.whose.name, "cannot agree on who decides: {text}");
             }
             Report::Discarded(text) => {
                 self.save(Phase::Discarded);

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::Epoch;
-use crate::link::{Frame, OnPrimaryLoss};
+use crate::link::{Frame, OnPrimaryLoss, RecordKey, Token};
 use crate::stream::{PageBatch, Record};
 
 /// Where an incoming protection stands.
@@ -20,12 +20,18 @@ pub enum State {
     Activating,
     /// The domain is built; the witness is asked who owns it.
     Claiming,
+    /// The record was won; it is read once more, since anything may have happened until the answer came (hazard F5).
+    Confirming,
     /// The receiver was told to go.
     Starting,
     /// The copy runs here.
     Active,
+    /// The record was lost. The built copy is kept, unstarted, until the winner runs or gives up.
+    Yielding,
     /// The receiver is being ended and the incoming domain destroyed.
     Discarding,
+    /// Nothing is left of the copy; the claim is being given up.
+    Forfeiting,
     /// Nothing is left of the copy.
     Discarded,
 }
@@ -40,6 +46,8 @@ pub enum Authority {
     Policy,
     /// The witness decides.
     Witness,
+    /// The primary handed the guest over.
+    Handover,
 }
 
 /// Settings of the machine.
@@ -47,7 +55,7 @@ pub enum Authority {
 pub struct Policy {
     /// What the primary asked for at `HELLO`.
     pub on_primary_loss: OnPrimaryLoss,
-    /// Whether a witness decides about ownership.
+    /// Whether a witness is configured. Whether it decides is [`Token`]'s, as agreed in the session.
     pub witness: bool,
     /// Most bytes of one staged epoch.
     pub staging_limit: usize,
@@ -85,12 +93,39 @@ pub enum Event {
     },
     /// An operator wants the copy destroyed.
     OperatorDiscard,
-    /// The witness gave us the protection.
-    ClaimWon,
+    /// Nothing was heard for one more interval after [`Action::StartGrace`].
+    GraceOver,
+    /// Asked by [`Action::CheckLan`]: the copy would be reachable.
+    LanUp,
+    /// It would not; text says which interface.
+    LanDown(String),
+    /// The proposal is on our disk.
+    TokenSaved {
+        /// Which.
+        seq: u64,
+    },
+    /// It could not be written.
+    TokenUnsaved(String),
+    /// The guest cannot take its place here, so a hand-over fails; text says why.
+    HandoverImpossible(String),
+    /// The witness gave us the protection, by this record (after [`Action::Force`] a newer one).
+    ClaimWon(RecordKey),
     /// The witness gave it to somebody else.
     ClaimLost(String),
-    /// The witness's answer is unknown: neither won nor lost.
+    /// The witness does not tell: neither won nor lost. It may yet, by the other events of its kind.
     ClaimUnknown,
+    /// The record is absent, rolled back or not ours; text says which. Only an operator can decide.
+    ClaimRefused(String),
+    /// The record still says claimed by us.
+    StillMine,
+    /// The watched record says that the primary runs the guest, or has stopped protecting it.
+    RecordActive(String),
+    /// The watched record says that the winner has given up.
+    RecordForfeited,
+    /// No claim of ours is left at the witness.
+    Forfeited,
+    /// An operator asserts that the guest runs nowhere else although the witness does not answer.
+    AssumeAlone,
     /// The primary has opened a newer session for the same protection.
     Replaced,
     /// This daemon ends.
@@ -126,10 +161,32 @@ pub enum Action {
         /// Its state.
         state: Vec<Record>,
     },
-    /// Ask the witness, or ask again after a while.
-    Claim,
-    /// Tell the witness that the claim is given up.
-    Forfeit,
+    /// Wait one more interval; answer [`Event::GraceOver`].
+    StartGrace,
+    /// Look whether the guest would be reachable here; answer [`Event::LanUp`] or [`Event::LanDown`].
+    CheckLan,
+    /// Write this proposal to disk; answer [`Event::TokenSaved`] or [`Event::TokenUnsaved`].
+    SaveToken {
+        /// Which.
+        seq: u64,
+        /// The mode.
+        token: Token,
+    },
+    /// Claim exactly this record. Answered by `ClaimWon`, `ClaimLost`, `ClaimRefused` or, as long as the witness does not tell,
+    /// `ClaimUnknown`.
+    Claim(RecordKey),
+    /// An operator asserts that the primary is off: claim the record whatever it says. Answered as `Claim`.
+    Force(RecordKey),
+    /// Read the record once more. Answered by `StillMine` or `ClaimLost`, once that is known.
+    ConfirmClaim(RecordKey),
+    /// Record that the copy runs here, after a won claim, however long that takes. Not answered.
+    Activate(RecordKey),
+    /// Record that the copy runs here whatever the record says, however long that takes: an operator decided. Not answered.
+    ForceActive,
+    /// Give a sent claim up once its outcome is known; nothing is left of the copy. Answered by `Forfeited`, whenever that is.
+    Forfeit(RecordKey),
+    /// Watch the record that another has won. Answered by `RecordActive` or `RecordForfeited`, whenever that is.
+    WatchRecord(RecordKey),
     /// Tell the receiver to rename and unpause its copy.
     Go,
     /// End the receiver and destroy the incoming domain; answer [`Event::Destroyed`], however long that takes.
@@ -155,6 +212,14 @@ pub enum Report {
     Active(Epoch),
     /// The copy could not be activated.
     ActivationFailed(String),
+    /// The copy would not be reachable here, so it is not activated; why.
+    Abstaining(String),
+    /// The witness does not say whether the copy may run.
+    WitnessSilent,
+    /// The mode is this one now.
+    Token(Token),
+    /// The mode could not be written to disk; the primary keeps the stricter one.
+    TokenUnsaved(String),
     /// The copy was destroyed.
     Discarded(String),
 }

@@ -48,7 +48,8 @@ impl Backup {
             ..BackupSettings::default()
         };
         let registry =
-            Registry::new(host.clone(), receivers.clone(), records.clone(), events.clone(), settings).unwrap();
+            Registry::new(host.clone(), receivers.clone(), records.clone(), events.clone(), settings, uuid::Uuid::from_u128(0xb))
+                .unwrap();
         Self { registry, host, receivers, records, events }
     }
 
@@ -80,6 +81,9 @@ fn offer() -> ProtectOffer {
         guest_type: GuestType::Pvh,
         on_primary_loss: OnPrimaryLoss::Wait,
         detection_ms: DETECTION_MS,
+        host_id: uuid::Uuid::nil(),
+        witness: None,
+        then: None,
     }
 }
 

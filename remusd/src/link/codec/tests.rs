@@ -7,11 +7,16 @@ use crate::{
         EpochEnd, ErrorCode, GuestState, GuestType, Heartbeat, Hello, LostReason, MAX_PAGES_PER_FRAME, OnPrimaryLoss,
         ProtectOffer, Purpose, QueryEntry, RefuseCode, Role, StatePart, StopReason, VersionRange, Welcome,
     },
+    link::token::{RecordKey, Token},
     stream::{Layer, PAGE_SIZE, PageBatch, digest::EpochDigest},
 };
 
 fn key() -> SessionKey {
     SessionKey { generation: Generation(7), nonce: Nonce(Uuid::from_u128(0x0011_2233_4455_6677_8899_aabb_ccdd_eeff)) }
+}
+
+fn record_key() -> RecordKey {
+    RecordKey { generation: Generation(5), nonce: Nonce(Uuid::from_u128(0xcafe)) }
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -55,6 +60,9 @@ fn offer() -> ProtectOffer {
         guest_type: GuestType::Hvm,
         on_primary_loss: OnPrimaryLoss::Activate,
         detection_ms: 1000,
+        host_id: Uuid::from_u128(0xa),
+        witness: Some("https://w:2379".into()),
+        then: Some("{}".into()),
     }
 }
 
@@ -78,6 +86,8 @@ fn samples() -> Vec<Frame> {
             software: "r".into(),
             host: "b".into(),
             wall_clock_ms: 9,
+            host_id: Uuid::from_u128(0xb),
+            knows_record: true,
         }),
         Frame::Refuse { code: RefuseCode::Memory, text: "free 1 MiB".into() },
         Frame::QueryResult(vec![QueryEntry {
@@ -118,6 +128,11 @@ fn samples() -> Vec<Frame> {
         Frame::Stopped,
         Frame::BackupLost { reason: LostReason::Digest, text: "x".into() },
         Frame::Superseded { text: "y".into() },
+        Frame::Handover { epoch: Epoch(9), token: Token::Primary },
+        Frame::HandoverFailed { text: "v".into() },
+        Frame::Token { seq: 1, token: Token::Witness(record_key()) },
+        Frame::Token { seq: 2, token: Token::Primary },
+        Frame::TokenAck { seq: 2 },
         Frame::Error { code: ErrorCode::Unexpected, text: "z".into() },
     ]
 }
@@ -186,9 +201,9 @@ fn a_frame_of_another_session_sequence_or_version_ends_it() {
     assert!(decoder.next_frame().is_err(), "a failed decoder stays failed");
 
     let mut decoder = Decoder::new(key());
-    decoder.set_version(2);
+    decoder.set_version(VERSION_HANDSHAKE + 1);
     decoder.push(first);
-    assert!(matches!(decoder.next_frame(), Err(FrameError::Version { found: 1, expected: 2 })));
+    assert!(matches!(decoder.next_frame(), Err(FrameError::Version { found: 2, expected: 3 })));
 
     let mut decoder = Decoder::accepting();
     decoder.push(first);
@@ -222,7 +237,7 @@ fn an_oversized_frame_is_refused_from_its_header_without_reserving_for_it() {
         assert!(matches!(decoder.next_frame(), Err(FrameError::TooLong { .. })), "{}", kind.name());
         assert!(decoder.buffer().capacity() <= 2 * READ_AHEAD);
     }
-    assert_eq!(decode(&header(0x34, 0)), Err(FrameError::UnknownType(0x34)));
+    assert_eq!(decode(&header(0x38, 0)), Err(FrameError::UnknownType(0x38)));
 }
 
 #[test]

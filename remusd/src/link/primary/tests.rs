@@ -10,6 +10,9 @@ fn offer() -> ProtectOffer {
         guest_type: GuestType::Pvh,
         on_primary_loss: OnPrimaryLoss::Wait,
         detection_ms: 1000,
+        host_id: uuid::Uuid::nil(),
+        witness: None,
+        then: None,
     }
 }
 
@@ -56,7 +59,7 @@ async fn a_transport_that_dies_in_a_session_is_told_with_its_last_words() {
     // A peer that welcomes everybody: it replays a WELCOME made for the session's key.
     let key = SessionKey { generation: Generation(1), nonce: Nonce(uuid::Uuid::from_u128(3)) };
     let welcome = Frame::Welcome(Welcome {
-        version: 1,
+        version: 2,
         capabilities: 0,
         software: "r".into(),
         host: "b".into(),

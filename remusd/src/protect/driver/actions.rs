@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use devices::EpochContext;
 use tokio_util::sync::CancellationToken;
 
-use super::super::machine::{Action, Event, StopWhy};
+use super::super::machine::{Action, Event, Outcome, StopWhy};
 use super::super::options::OnPrimaryLoss;
 use super::super::peer::GuestDoes;
 use super::super::pump::PumpOrder;
@@ -13,6 +13,7 @@ use super::super::report::EpochReport;
 use super::{Current, Driver};
 use crate::capture::{SaveHelper, SaveHelperConfig};
 use crate::ids::Epoch;
+use crate::link::Token;
 use crate::ops::EventKind;
 use crate::xen::suspend::Settled;
 
@@ -21,6 +22,9 @@ const SETTLE: Duration = Duration::from_secs(10);
 
 /// How often a guest that may still suspend is looked after, each time for [`SETTLE`].
 const LATE_SETTLES: u32 = 60;
+
+/// How long the backup may take to run a copy that it was handed.
+const HANDOVER: Duration = Duration::from_secs(30);
 
 fn us(from: Option<Instant>, to: Option<Instant>) -> u64 {
     match (from, to) {
@@ -107,14 +111,44 @@ impl Driver {
                 }
             }
             Action::EnsureRunning => self.ensure_running().await,
-            Action::Arbitrate => {
-                // No witness: the token is the primary's (hazard F19). A witness answers here in its place.
-                let event = match self.parts.options.on_backup_loss {
-                    super::super::machine::OnBackupLoss::Alone => Event::ClaimWon,
-                    super::super::machine::OnBackupLoss::Hold => Event::ClaimUnknown,
+            Action::ArmRecord { .. }
+            | Action::Claim(_)
+            | Action::ForceRecord(_)
+            | Action::Activate(_)
+            | Action::StopRecord(_)
+            | Action::HandRecord(_)
+            | Action::WatchRecord(_) => tracing::error!("no witness is configured"),
+            Action::SaveToken(token) => {
+                self.parts.record.token = token;
+                let event = match self.save_record() {
+                    Ok(()) => Event::TokenSaved,
+                    Err(text) => Event::TokenUnsaved(text),
                 };
                 self.then(event);
             }
+            Action::SendToken { seq, token } => self.parts.control.token(seq, token).await,
+            Action::HoldStill => {
+                self.pause_deadline = None;
+                if self.guard.disarm().is_some() {
+                    self.then(Event::EpochFailed("the watchdog has resumed the guest in its last epoch here".into()));
+                }
+            }
+            Action::SaveHandedOver => {
+                self.parts.record.handed_over = true;
+                let event = match self.save_record() {
+                    Ok(()) => Event::HandedOverSaved,
+                    Err(text) => {
+                        self.parts.record.handed_over = false;
+                        Event::HandedOverUnsaved(text)
+                    }
+                };
+                self.then(event);
+            }
+            Action::SendHandover { epoch, token } => {
+                self.parts.control.hand_over(epoch, token).await;
+                self.handover_deadline = Some(Instant::now() + HANDOVER);
+            }
+            Action::RefuseHandover(text) => self.answer_switchover(Err(text)),
             Action::SendStop(why) => {
                 self.parts.control.stop(&why).await;
                 self.stop_deadline = Some(Instant::now() + Duration::from_millis(self.parts.options.stop_deadline_ms));
@@ -122,23 +156,37 @@ impl Driver {
                     self.then(Event::Stopped);
                 }
             }
-            Action::Freeze => {
-                // On disk before anything can fail: a restarted daemon must not take itself for the owner.
+            Action::SaveSuperseded => {
                 self.parts.record.superseded = true;
                 if let Err(text) = self.save_record() {
                     tracing::error!(domain = self.parts.domain.name, "{text}");
                 }
+            }
+            Action::Freeze => {
                 if let Err(error) = self.parts.hypervisor.pause(self.parts.domid).await {
                     tracing::error!(domain = self.parts.domain.name, "freezing a superseded copy: {error}");
                 }
             }
-            Action::CleanUp { output, fate } => self.clean_up(output, fate).await,
-            Action::End(_) => {}
+            Action::Unfreeze => {
+                if let Err(error) = self.parts.hypervisor.unpause(self.parts.domid).await {
+                    tracing::error!(domain = self.parts.domain.name, "letting the guest go on: {error}");
+                }
+            }
+            Action::CleanUp { output, fate, kept } => self.clean_up(output, fate, kept).await,
+            Action::Forget => self.forget(),
+            Action::End(outcome) => {
+                let handed = matches!(outcome, Outcome::HandedOver(_));
+                let downtime = self.current.suspended.map(|at| at.elapsed());
+                self.answer_switchover(match (handed, downtime) {
+                    (true, Some(downtime)) => Ok(downtime),
+                    _ => Err(format!("protection has ended: {outcome:?}")),
+                });
+            }
             report => self.report(report),
         }
     }
 
-    fn report(&self, action: Action) {
+    fn report(&mut self, action: Action) {
         let peer = self.parts.target.label();
         match action {
             Action::ReportProtected(epoch) => {
@@ -165,7 +213,36 @@ impl Driver {
             Action::ReportHolding(text) => self.tell(
                 EventKind::Holding,
                 format!(
-                    "{text}. The guest runs but its output is held: `remus unprotect` lets it flow, if no other copy runs"
+                    "{text}. Output is held. If no other copy runs and none will: `remus assume-alone` lets the guest go on"
+                ),
+            ),
+            Action::ReportToken(token, text) => {
+                self.tell(EventKind::WhoDecides, match token {
+                    Token::Primary if self.parts.options.witness.is_some() => format!(
+                        "the token is the primary's ({text}): if this host fails only an operator can activate the copy"
+                    ),
+                    Token::Primary => text,
+                    Token::Witness(key) => {
+                        format!("the witness decides who goes on alone (record generation {})", key.generation)
+                    }
+                });
+            }
+            Action::ReportYielding(text) => self.tell(
+                EventKind::Yielding,
+                format!("{text}. The guest here is frozen and sealed until that copy runs or is given up"),
+            ),
+            Action::ReportForfeited => {
+                self.tell(EventKind::Yielding, "the other host has given its claim up; taking the guest back");
+            }
+            Action::ReportHandoverFailed(text) => {
+                self.tell(EventKind::SwitchoverFailed, text.clone());
+                self.answer_switchover(Err(text));
+            }
+            Action::ReportConflict(text) => self.tell(
+                EventKind::Conflict,
+                format!(
+                    "the guest runs here on an operator's word, but the witness says: {text}. TWO COPIES MAY BE LIVE: find out which \
+                     one is right and destroy the other"
                 ),
             ),
             Action::ReportAbandoned(text) => {

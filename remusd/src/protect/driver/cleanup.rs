@@ -6,7 +6,7 @@ use devices::Ending;
 use devices::netbuffer::NetError;
 
 use super::super::fate;
-use super::super::machine::{DomainFate, Event, GuestEnd, Output};
+use super::super::machine::{DomainFate, Event, GuestEnd, Kept, Output};
 use super::Driver;
 use crate::capture::{HelperCall, SaveHelper};
 use crate::ops::EventKind;
@@ -15,9 +15,10 @@ use crate::ops::EventKind;
 const UNWIND: Duration = Duration::from_secs(10);
 
 impl Driver {
-    pub(super) async fn clean_up(&mut self, output: Output, fate: DomainFate) {
+    pub(super) async fn clean_up(&mut self, output: Output, fate: DomainFate, kept: Kept) {
         self.timer = None;
         self.stop_deadline = None;
+        self.handover_deadline = None;
         let ending = match output {
             Output::Release => Ending::Release,
             Output::Discard => Ending::Discard,
@@ -51,10 +52,11 @@ impl Driver {
             DomainFate::ByConfig(end) => complaints.extend(self.by_config(end).await),
         }
         if complaints.is_empty() {
-            if let Err(error) = self.parts.state.remove_primary(self.parts.domain.uuid) {
-                complaints.push(error.to_string());
+            if kept == Kept::Forget {
+                self.forget();
             }
         } else {
+            self.unfinished = true;
             // The record stays: `remus recover` finishes what could not be done now.
             complaints.push("`remus recover` tries again".into());
         }
@@ -62,6 +64,16 @@ impl Driver {
             tracing::error!(domain = self.parts.domain.name, "cleaning up: {text}");
         }
         self.queue.push_back(Event::CleanedUp);
+    }
+
+    /// Nothing is left that a restarted daemon would have to put right.
+    pub(super) fn forget(&mut self) {
+        if self.unfinished {
+            return;
+        }
+        if let Err(error) = self.parts.state.remove_primary(self.parts.domain.uuid) {
+            tracing::error!(domain = self.parts.domain.name, "{error}");
+        }
     }
 
     async fn by_config(&mut self, end: GuestEnd) -> Vec<String> {

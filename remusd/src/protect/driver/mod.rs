@@ -11,11 +11,11 @@ pub use wait::ended;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use devices::DeviceSet;
 use devices::netbuffer::NetEvent;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -29,6 +29,7 @@ use super::pump::{EpochCost, PumpEvent, PumpOrder, Sent};
 use super::report::EpochReport;
 use crate::capture::{ItemReceiver, SaveHelper};
 use crate::ids::{DomId, Epoch};
+use crate::link::Token;
 use crate::ops::{DomainRef, EventKind, EventLog};
 use crate::state::{PrimaryRecord, StateDir};
 use crate::stream::Record;
@@ -39,6 +40,10 @@ use crate::xen::{GuardHandle, Hypervisor, SuspendError, SuspendGuard, Suspended,
 pub enum Order {
     /// End it.
     Stop,
+    /// Let the guest run on the backup. The answer is how long it stood still, as seen from here, or why not.
+    SwitchOver(oneshot::Sender<Result<Duration, String>>),
+    /// The operator asserts that no other copy runs or will.
+    AssumeAlone,
 }
 
 /// How a protection stands, for status.
@@ -48,6 +53,8 @@ pub struct Snapshot {
     pub state: State,
     /// See [`Machine::is_protected`].
     pub protected: bool,
+    /// See [`Machine::token`].
+    pub token: Token,
     /// Newest acknowledged epoch and when.
     pub acked: Option<(Epoch, Instant)>,
     /// The newest finished epoch.
@@ -58,7 +65,7 @@ pub struct Snapshot {
 
 impl Default for Snapshot {
     fn default() -> Self {
-        Self { state: State::Starting, protected: false, acked: None, report: None, held: (0, 0, 0) }
+        Self { state: State::Starting, protected: false, token: Token::Primary, acked: None, report: None, held: (0, 0, 0) }
     }
 }
 
@@ -171,6 +178,11 @@ struct Driver {
     orders: mpsc::UnboundedReceiver<Order>,
     timer: Option<Instant>,
     stop_deadline: Option<Instant>,
+    handover_deadline: Option<Instant>,
+    /// Who waits for a switchover.
+    switchover: Option<oneshot::Sender<Result<Duration, String>>>,
+    /// Cleaning up left something to `remus recover`.
+    unfinished: bool,
     pause_deadline: Option<Instant>,
     guard: GuardHandle,
     peer_open: bool,
@@ -220,6 +232,9 @@ pub fn start(parts: Parts, suspender: Suspender) -> Handle {
         orders,
         timer: None,
         stop_deadline: None,
+        handover_deadline: None,
+        switchover: None,
+        unfinished: false,
         pause_deadline: None,
         guard: parts.guard.handle(),
         peer_open: true,
@@ -259,8 +274,10 @@ impl Driver {
     fn publish(&self) {
         let state = self.machine.state().clone();
         let protected = self.machine.is_protected();
+        let token = self.machine.token();
         self.snapshot.send_if_modified(|snapshot| {
-            let changed = snapshot.state != state || snapshot.protected != protected;
+            let changed = snapshot.state != state || snapshot.protected != protected || snapshot.token != token;
+            snapshot.token = token;
             snapshot.state = state;
             snapshot.protected = protected;
             changed
@@ -269,6 +286,13 @@ impl Driver {
 
     fn tell(&self, kind: EventKind, detail: impl Into<String>) {
         self.parts.log.publish(self.parts.domain.clone(), kind, detail);
+    }
+
+    fn answer_switchover(&mut self, answer: Result<Duration, String>) {
+        if let Some(waiting) = self.switchover.take() {
+            // Who asked may have gone.
+            let _ = waiting.send(answer);
+        }
     }
 
     fn save_record(&self) -> Result<(), String> {

@@ -48,11 +48,12 @@ impl Driver {
             let event = tokio::select! {
                 biased;
                 peer = self.parts.peer_events.recv(), if self.peer_open => Some(self.on_peer(peer)),
-                Some(Order::Stop) = self.orders.recv() => Some(Event::StopRequested),
+                Some(order) = self.orders.recv() => self.on_order(order),
                 Some(pumped) = self.pump_events.recv() => self.on_pump(pumped),
                 done = suspend_done(&mut self.suspending) => Some(self.on_suspend(done)),
                 () = until(self.timer) => { self.timer = None; Some(Event::Timer) }
                 () = until(self.stop_deadline) => { self.stop_deadline = None; Some(Event::StopLate) }
+                () = until(self.handover_deadline) => { self.handover_deadline = None; Some(Event::HandoverLate) }
                 () = until(self.pause_deadline) => { self.pause_deadline = None; self.on_pause_deadline() }
                 seen = watch_domain(&mut self.suspender), if !self.may_be_suspended && !self.store_gone => match seen {
                     Ok(()) => self.look_at_domain().await,
@@ -69,6 +70,21 @@ impl Driver {
                 return event;
             }
         }
+    }
+
+    fn on_order(&mut self, order: Order) -> Option<Event> {
+        Some(match order {
+            Order::Stop => Event::StopRequested,
+            Order::AssumeAlone => Event::AssumeAlone,
+            Order::SwitchOver(answer) if self.switchover.is_some() => {
+                let _ = answer.send(Err("a switchover is under way already".into()));
+                return None;
+            }
+            Order::SwitchOver(answer) => {
+                self.switchover = Some(answer);
+                Event::HandoverRequested
+            }
+        })
     }
 
     fn on_peer(&mut self, event: Option<PeerEvent>) -> Event {
@@ -89,6 +105,8 @@ impl Driver {
             Some(PeerEvent::Stopped) => Event::Stopped,
             Some(PeerEvent::Lost(text)) => Event::BackupLost(text),
             Some(PeerEvent::Superseded(text)) => Event::Superseded(text),
+            Some(PeerEvent::TokenAck(seq)) => Event::TokenAck { seq },
+            Some(PeerEvent::HandoverFailed(text)) => Event::HandoverFailed(text),
             None => {
                 // Said once: an ended channel is ready for ever.
                 self.peer_open = false;

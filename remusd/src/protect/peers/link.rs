@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use tokio::sync::mpsc;
 
 use crate::ids::Epoch;
-use crate::link::{self, LinkEvent, LinkEvents, LinkSender, StopReason};
+use crate::link::{self, LinkEvent, LinkEvents, LinkSender, StopReason, Token};
 use crate::protect::machine::{GuestEnd, StopWhy};
 use crate::protect::peer::{EpochEnd, GuestDoes, Outlet, PeerControl, PeerEvent, PeerLost};
 use crate::stream::{PageBatch, Record};
@@ -79,6 +79,14 @@ impl PeerControl for LinkControl {
         let _ = self.sender.stop(reason);
     }
 
+    async fn token(&self, seq: u64, token: Token) {
+        let _ = self.sender.token(seq, token);
+    }
+
+    async fn hand_over(&self, epoch: Epoch, token: Token) {
+        let _ = self.sender.hand_over(epoch, token);
+    }
+
     fn guest_does(&self, epoch: Epoch, does: GuestDoes) {
         let mut resumed_at = self.resumed_at.lock().expect("no panic while locked");
         let guest = match does {
@@ -106,6 +114,8 @@ pub async fn relay(mut from: LinkEvents, to: mpsc::UnboundedSender<PeerEvent>) {
             LinkEvent::BackupLost { text, .. } => PeerEvent::Lost(format!("the backup cannot hold the copy: {text}")),
             LinkEvent::Superseded { text } => PeerEvent::Superseded(text),
             LinkEvent::Stopped => PeerEvent::Stopped,
+            LinkEvent::TokenAck { seq } => PeerEvent::TokenAck(seq),
+            LinkEvent::HandoverFailed { text } => PeerEvent::HandoverFailed(text),
             LinkEvent::Suspect { silence } => {
                 PeerEvent::Lost(format!("nothing was heard from the backup for {} ms", silence.as_millis()))
             }

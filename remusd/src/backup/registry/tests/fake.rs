@@ -29,6 +29,7 @@ pub(super) struct FakeHost {
     next: Mutex<u32>,
     pub free_kib: Mutex<Option<u64>>,
     pub broken: Mutex<bool>,
+    pub carrier: Mutex<Option<bool>>,
 }
 
 impl FakeHost {
@@ -88,6 +89,10 @@ impl BackupHost for FakeHost {
 
     async fn free_memory_kib(&self) -> Result<u64, BackupError> {
         Ok(self.free_kib.lock().unwrap().unwrap_or(1 << 30))
+    }
+
+    fn has_carrier(&self, _: &str) -> Option<bool> {
+        *self.carrier.lock().unwrap()
     }
 
     async fn destroy(&self, domid: DomId) -> Result<(), BackupError> {
