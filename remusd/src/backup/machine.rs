@@ -10,7 +10,7 @@ use bytes::Bytes;
 pub use self::terms::{Action, Authority, Event, Policy, Report, State};
 use super::staging::{StageError, Staging};
 use crate::ids::Epoch;
-use crate::link::{EpochEnd, ErrorCode, Frame, LostReason, OnPrimaryLoss, StopReason, Token};
+use crate::link::{EpochEnd, ErrorCode, Frame, LostReason, OnPrimaryLoss, RecordKey, StopReason, Token};
 
 mod activation;
 mod terms;
@@ -39,14 +39,24 @@ pub struct Machine {
     grace: bool,
     /// An operator wants the witness asked, whether the primary is heard or not.
     asked: bool,
-    /// A claim was sent and not seen to be lost: it has to be given up if the copy cannot run.
-    claimed: bool,
+    claim: Claim,
     /// The primary handed the guest over and waits for our word.
     handed: bool,
     /// The copy runs without the witness's word.
     unrecorded: bool,
     stop: Option<StopReason>,
     why: String,
+}
+
+/// What is known of our claim: one that was won is given up if the copy cannot run (hazard F6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Claim {
+    /// None was sent, or it was lost.
+    No,
+    /// It was sent; it may be won at any moment.
+    Sent,
+    /// It was won.
+    Won(RecordKey),
 }
 
 type Actions = Vec<Action>;
@@ -71,7 +81,7 @@ impl Machine {
             proposed: None,
             grace: false,
             asked: false,
-            claimed: false,
+            claim: Claim::No,
             handed: false,
             unrecorded: false,
             stop: None,
@@ -200,7 +210,9 @@ impl Machine {
             // The session is over; what was still on its way belongs to nothing (R2).
             (State::Waiting, _) => Vec::new(),
             // Acknowledging has stopped for good; the answer comes when it is known who runs (hazard F9).
-            (State::Activating | State::Claiming | State::Confirming | State::Starting | State::Yielding, _) => Vec::new(),
+            (State::Activating | State::Claiming | State::Confirming | State::Starting | State::Yielding, _) => {
+                Vec::new()
+            }
             (State::Active, _) => vec![Action::Send(self.superseded())],
             (State::Discarding | State::Forfeiting, Frame::Stop { reason }) => {
                 self.stop = Some(reason);
@@ -346,13 +358,17 @@ impl Machine {
             return Vec::new();
         }
         // A claim that cannot be used goes back, so that the primary's copy may live: only now that this one is surely gone.
-        if self.claimed
-            && let Token::Witness(key) = self.token
-        {
-            self.state = State::Forfeiting;
-            return vec![Action::Forfeit(key)];
+        match self.claim {
+            Claim::No => self.discarded(),
+            Claim::Sent => {
+                self.state = State::Forfeiting;
+                Vec::new()
+            }
+            Claim::Won(key) => {
+                self.state = State::Forfeiting;
+                vec![Action::Forfeit(key)]
+            }
         }
-        self.discarded()
     }
 
     fn forfeited(&mut self) -> Actions {

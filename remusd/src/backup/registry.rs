@@ -370,10 +370,12 @@ impl Registry {
     async fn replace_old(&self, offer: &ProtectOffer) -> Result<(), Decline> {
         let Some(old) = self.get(offer.protection) else { return Ok(()) };
         match old.status().state {
-            State::Activating | State::Claiming | State::Confirming | State::Starting | State::Forfeiting => Err(Decline::Refuse(
-                RefuseCode::InUse,
-                format!("the copy of {} is being activated on this host", offer.domain),
-            )),
+            State::Activating | State::Claiming | State::Confirming | State::Starting | State::Forfeiting => {
+                Err(Decline::Refuse(
+                    RefuseCode::InUse,
+                    format!("the copy of {} is being activated on this host", offer.domain),
+                ))
+            }
             State::Syncing | State::Armed | State::Waiting | State::Yielding | State::Discarding => {
                 old.replace().await;
                 match old.status().state {

@@ -54,8 +54,14 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let backup_host =
         Arc::new(XenHost { hypervisor: hypervisor.clone(), store: store.clone(), xl: settings.xl.clone() });
     let receivers = Arc::new(ReceiverCommand { program: settings.xl.clone(), ..ReceiverCommand::default() });
-    let backups =
-        Registry::new(backup_host, receivers, Arc::new(state.clone()), log.clone(), BackupSettings::default(), state.host_id()?)?;
+    let backups = Registry::new(
+        backup_host,
+        receivers,
+        Arc::new(state.clone()),
+        log.clone(),
+        BackupSettings::default(),
+        state.host_id()?,
+    )?;
     let host = Host {
         hypervisor,
         store,

@@ -173,12 +173,15 @@ fn primary_row(primary: &super::Primary) -> StatusRow {
         (None, State::Starting) => ("starting", String::new()),
         (None, State::FirstCopy) => ("first-copy", "not protected yet".into()),
         (None, State::Recording(_) | State::Stopping(_)) => ("stopping", String::new()),
-        (
-            None,
-            State::ShippingLast(_) | State::CommittingLast(_) | State::HandingOver(_) | State::HandedOver(_),
-        ) => ("switching-over", "the guest stands still until it runs on the other host".into()),
-        (None, State::Yielding(_)) => ("yielding", "frozen and sealed: the witness says that the other host takes over".into()),
-        (None, State::Unrecorded(_)) => ("unrecorded", "UNPROTECTED; runs on an operator's word, the witness has still to be told".into()),
+        (None, State::ShippingLast(_) | State::CommittingLast(_) | State::HandingOver(_) | State::HandedOver(_)) => {
+            ("switching-over", "the guest stands still until it runs on the other host".into())
+        }
+        (None, State::Yielding(_)) => {
+            ("yielding", "frozen and sealed: the witness says that the other host takes over".into())
+        }
+        (None, State::Unrecorded(_)) => {
+            ("unrecorded", "UNPROTECTED; runs on an operator's word, the witness has still to be told".into())
+        }
         (None, State::Arbitrating(_)) => ("arbitrating", String::new()),
         (None, State::Holding(_)) => {
             ("holding", "UNPROTECTED and output is held; `remus unprotect` lets it flow".into())

@@ -125,9 +125,7 @@ fn put_token(token: Token, out: &mut BytesMut) {
 }
 
 fn read_token(from: &mut Fields) -> Field<Token> {
-    let key = |from: &mut Fields| {
-        Ok(RecordKey { generation: Generation(from.u64()?), nonce: Nonce(from.uuid()?) })
-    };
+    let key = |from: &mut Fields| Ok(RecordKey { generation: Generation(from.u64()?), nonce: Nonce(from.uuid()?) });
     Ok(from.option(key)?.map_or(Token::Primary, Token::Witness))
 }
 

@@ -165,7 +165,7 @@ impl Machine {
             (S::Ended(_), _) => vec![],
             (S::CleaningUp(outcome), E::CleanedUp) => self.cleaned_up(outcome),
             (S::CleaningUp(_), _) => vec![],
-            (S::Unrecorded(outcome), event) => self.unrecorded(outcome, event),
+            (S::Unrecorded(outcome), event) => self.unrecorded(&outcome, event),
 
             (S::Starting, E::Started) => {
                 self.state = S::FirstCopy;

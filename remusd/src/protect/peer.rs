@@ -4,8 +4,8 @@ use async_trait::async_trait;
 
 use super::machine::StopWhy;
 use crate::ids::Epoch;
-use crate::link::Token;
 pub use crate::link::EpochEnd;
+use crate::link::Token;
 use crate::stream::{PageBatch, Record};
 
 /// Sending failed: the peer counts as lost.

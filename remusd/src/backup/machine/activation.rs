@@ -1,6 +1,6 @@
 //! What leads to an activation, or ends one.
 
-use super::{Action, Actions, Authority, Machine, Report, State};
+use super::{Action, Actions, Authority, Claim, Machine, Report, State};
 use crate::ids::Epoch;
 use crate::link::{Frame, LostReason, RecordKey, Token};
 
@@ -14,9 +14,9 @@ impl Machine {
         self.suspect = true;
         let suspect = |text: &str| vec![Action::Report(Report::Suspect(text.into()))];
         match self.state {
-            State::Syncing => suspect(
-                "nothing is heard from the primary; the copy is not complete yet and cannot be activated",
-            ),
+            State::Syncing => {
+                suspect("nothing is heard from the primary; the copy is not complete yet and cannot be activated")
+            }
             // A stalled host of our own, or a short cut, costs nothing yet (hazard F22).
             State::Armed | State::Waiting if self.may_claim() => {
                 let mut actions = suspect("nothing is heard from the primary; if that stays so the witness is asked");
@@ -81,7 +81,7 @@ impl Machine {
             State::Yielding => match self.token {
                 Token::Witness(key) => {
                     self.state = State::Claiming;
-                    self.claimed = true;
+                    self.claim = Claim::Sent;
                     vec![Action::Force(key)]
                 }
                 Token::Primary => Vec::new(),
@@ -101,7 +101,8 @@ impl Machine {
         self.handed = true;
         let whole = self.staging.armed() == Some(epoch) && self.acked == Some(epoch);
         if self.state != State::Armed || !whole {
-            return self.discard(format!("the primary handed the guest over after epoch {epoch}, which is not here whole"));
+            return self
+                .discard(format!("the primary handed the guest over after epoch {epoch}, which is not here whole"));
         }
         // Two minds about who decides would be two owners.
         if token != self.token || self.proposed.is_some() {
@@ -147,12 +148,12 @@ impl Machine {
         match (self.token, self.authority) {
             (Token::Witness(key), Authority::Operator) => {
                 self.state = State::Claiming;
-                self.claimed = true;
+                self.claim = Claim::Sent;
                 vec![Action::Force(key)]
             }
             (Token::Witness(key), _) => {
                 self.state = State::Claiming;
-                self.claimed = true;
+                self.claim = Claim::Sent;
                 vec![Action::Claim(key)]
             }
             (Token::Primary, _) => self.go(),
@@ -165,15 +166,23 @@ impl Machine {
     }
 
     pub(super) fn claim_won(&mut self, key: RecordKey) -> Actions {
-        if !matches!(self.state, State::Claiming | State::Discarding | State::Forfeiting) {
-            return Vec::new();
+        match self.state {
+            State::Claiming => {
+                self.claim = Claim::Won(key);
+                self.token = Token::Witness(key);
+                self.state = State::Confirming;
+                vec![Action::ConfirmClaim(key)]
+            }
+            State::Discarding => {
+                self.claim = Claim::Won(key);
+                Vec::new()
+            }
+            State::Forfeiting if self.claim == Claim::Sent => {
+                self.claim = Claim::Won(key);
+                vec![Action::Forfeit(key)]
+            }
+            _ => Vec::new(),
         }
-        self.token = Token::Witness(key);
-        if self.state != State::Claiming {
-            return Vec::new();
-        }
-        self.state = State::Confirming;
-        vec![Action::ConfirmClaim(key)]
     }
 
     pub(super) fn still_mine(&mut self) -> Actions {
@@ -181,28 +190,42 @@ impl Machine {
     }
 
     pub(super) fn claim_lost(&mut self, text: &str) -> Actions {
-        if !matches!(self.state, State::Claiming | State::Confirming) {
-            return Vec::new();
+        if let Some(actions) = self.no_claim() {
+            return actions;
         }
-        self.claimed = false;
         let text = format!("the witness says that the guest runs elsewhere: {text}");
-        let mut actions = vec![Action::Report(Report::ActivationFailed(text.clone()))];
         // The winner may yet fail to go on; then this copy is the only one (hazard F6).
         self.state = State::Yielding;
-        self.why = text;
+        self.why.clone_from(&text);
+        let mut actions = vec![Action::Report(Report::ActivationFailed(text))];
         actions.extend(self.token.record().map(Action::WatchRecord));
         actions
     }
 
     /// Nothing can be concluded from the record; the built copy is kept for an operator.
     pub(super) fn claim_refused(&mut self, text: String) -> Actions {
-        if self.state != State::Claiming {
-            return Vec::new();
+        if let Some(actions) = self.no_claim() {
+            return actions;
         }
-        self.claimed = false;
         self.state = State::Yielding;
         self.why.clone_from(&text);
         vec![Action::Report(Report::ActivationFailed(text))]
+    }
+
+    /// The claim was not won. What follows, unless the copy waits for it.
+    fn no_claim(&mut self) -> Option<Actions> {
+        match self.state {
+            State::Claiming | State::Confirming => {
+                self.claim = Claim::No;
+                None
+            }
+            State::Discarding => {
+                self.claim = Claim::No;
+                Some(Vec::new())
+            }
+            State::Forfeiting if self.claim == Claim::Sent => Some(self.discarded()),
+            _ => Some(Vec::new()),
+        }
     }
 
     pub(super) fn record_active(&mut self, text: String) -> Actions {
@@ -213,7 +236,7 @@ impl Machine {
         match (self.state, self.token) {
             (State::Yielding, Token::Witness(key)) => {
                 self.state = State::Claiming;
-                self.claimed = true;
+                self.claim = Claim::Sent;
                 vec![Action::Claim(key)]
             }
             _ => Vec::new(),
@@ -228,7 +251,8 @@ impl Machine {
                 self.go()
             }
             _ => vec![Action::Refuse(
-                "the copy does not wait for the witness; `remus failover` activates one that has lost its primary".into(),
+                "the copy does not wait for the witness; `remus failover` activates one that has lost its primary"
+                    .into(),
             )],
         }
     }

@@ -47,9 +47,15 @@ impl Backup {
             banner_patience: Duration::from_millis(300),
             ..BackupSettings::default()
         };
-        let registry =
-            Registry::new(host.clone(), receivers.clone(), records.clone(), events.clone(), settings, uuid::Uuid::from_u128(0xb))
-                .unwrap();
+        let registry = Registry::new(
+            host.clone(),
+            receivers.clone(),
+            records.clone(),
+            events.clone(),
+            settings,
+            uuid::Uuid::from_u128(0xb),
+        )
+        .unwrap();
         Self { registry, host, receivers, records, events }
     }
 

@@ -64,6 +64,8 @@ async fn a_transport_that_dies_in_a_session_is_told_with_its_last_words() {
         software: "r".into(),
         host: "b".into(),
         wall_clock_ms: 0,
+        host_id: uuid::Uuid::nil(),
+        knows_record: false,
     });
     let mut bytes = bytes::BytesMut::new();
     crate::link::codec::Encoder::new(key).encode(&welcome, &mut bytes).unwrap();

@@ -114,6 +114,9 @@ fn offer() -> ProtectOffer {
         guest_type: GuestType::Pvh,
         on_primary_loss: OnPrimaryLoss::Wait,
         detection_ms: 1000,
+        host_id: uuid::Uuid::nil(),
+        witness: None,
+        then: None,
     }
 }
 

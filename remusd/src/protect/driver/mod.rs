@@ -65,7 +65,14 @@ pub struct Snapshot {
 
 impl Default for Snapshot {
     fn default() -> Self {
-        Self { state: State::Starting, protected: false, token: Token::Primary, acked: None, report: None, held: (0, 0, 0) }
+        Self {
+            state: State::Starting,
+            protected: false,
+            token: Token::Primary,
+            acked: None,
+            report: None,
+            held: (0, 0, 0),
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 //! Who owns the guest at the end of a protection (R3, R6, R9; hazards F5, F6, F8, F19, F24).
 
-use super::{Action, Actions, DomainFate, Event, Handover, Kept, Machine, OnBackupLoss, Outcome, Output, State, StopWhy};
+use super::{
+    Action, Actions, DomainFate, Event, Handover, Kept, Machine, OnBackupLoss, Outcome, Output, State, StopWhy,
+};
 use crate::link::{RecordKey, Token};
 
 impl Machine {
@@ -244,7 +246,7 @@ impl Machine {
     }
 
     /// The guest runs on an operator's word. Until the record says so too, the backup could still win it (R3, R4).
-    pub(super) fn unrecorded(&mut self, outcome: Outcome, event: Event) -> Actions {
+    pub(super) fn unrecorded(&mut self, outcome: &Outcome, event: Event) -> Actions {
         let end = |machine: &mut Self, mut actions: Actions| {
             machine.state = State::Ended(outcome.clone());
             actions.extend([Action::Forget, Action::End(outcome.clone())]);
@@ -258,10 +260,7 @@ impl Machine {
             (Event::GuestEnded(end), _) => {
                 self.state = State::CleaningUp(Outcome::GuestEnded(end));
                 let fate = DomainFate::ByConfig(end);
-                vec![
-                    Action::CleanUp { output: Output::Release, fate, kept: Kept::Keep },
-                    Action::ReportGuestEnded(end),
-                ]
+                vec![Action::CleanUp { output: Output::Release, fate, kept: Kept::Keep }, Action::ReportGuestEnded(end)]
             }
             (Event::HandoverRequested, _) => self.refuse_handover(),
             _ => vec![],

@@ -50,9 +50,7 @@ impl Machine {
         Some(match event {
             Event::BackupLost(text) => self.lost(text, Some(Action::EnsureRunning)),
             Event::EngineFailed(text) | Event::EpochFailed(text) => self.fail_suspended(text),
-            Event::AckLate => {
-                self.fail_suspended("the backup answers but does not acknowledge the last epoch".into())
-            }
+            Event::AckLate => self.fail_suspended("the backup answers but does not acknowledge the last epoch".into()),
             Event::StopRequested => {
                 self.still = false;
                 let mut actions = vec![Action::EnsureRunning];

@@ -29,11 +29,9 @@ impl Machine {
                 self.agreement = Agreement::Agreed;
                 vec![Action::ReportToken(Token::Primary, why.into())]
             }
-            (
-                Token::Witness(_),
-                Agreement::Agreed | Agreement::Asked { token: Token::Witness(_), .. },
-                false,
-            ) => self.ask(Token::Primary),
+            (Token::Witness(_), Agreement::Agreed | Agreement::Asked { token: Token::Witness(_), .. }, false) => {
+                self.ask(Token::Primary)
+            }
             _ => vec![],
         }
     }
@@ -91,8 +89,7 @@ impl Machine {
             (Event::TokenSaved, Agreement::Saving(Token::Primary)) => {
                 self.token = Token::Primary;
                 self.agreement = Agreement::Agreed;
-                let mut actions =
-                    vec![Action::ReportToken(Token::Primary, "the witness does not answer".into())];
+                let mut actions = vec![Action::ReportToken(Token::Primary, "the witness does not answer".into())];
                 actions.extend(self.agree("the witness does not answer"));
                 actions
             }

@@ -72,8 +72,16 @@ impl World {
                 Action::FeedHead { .. }
                 | Action::Send(_)
                 | Action::CloseLink
-                | Action::Claim
-                | Action::Forfeit
+                | Action::StartGrace
+                | Action::CheckLan
+                | Action::SaveToken { .. }
+                | Action::Claim(_)
+                | Action::Force(_)
+                | Action::ConfirmClaim(_)
+                | Action::Activate(_)
+                | Action::ForceActive
+                | Action::Forfeit(_)
+                | Action::WatchRecord(_)
                 | Action::Go
                 | Action::Refuse(_)
                 | Action::Report(_) => {}
@@ -106,6 +114,9 @@ proptest! {
         let mut machine = Machine::new(policy(witness, loss));
         let mut world = World::default();
         run(&mut machine, head());
+        if witness {
+            agree(&mut machine, 1, Token::Witness(key()));
+        }
         let mut next = 0;
         let mut armed_yet = false;
         for step in steps {

@@ -15,7 +15,7 @@ async fn open_session(
         assert_eq!((arrived.peer.name.as_str(), arrived.what), ("primary", Use::Link));
         let incoming = Incoming::accept(arrived.connection, PATIENCE).await.unwrap();
         assert_eq!(incoming.hello.purpose, Purpose::Protect(offer()));
-        incoming.welcome(&LinkOptions::default()).await.unwrap()
+        incoming.welcome(uuid::Uuid::nil(), false, &LinkOptions::default()).await.unwrap()
     };
     let (opened, session) = tokio::join!(PrimaryLink::connect(&transport, key(), offer(), &options), accept);
     let (sender, events) = opened.unwrap();
