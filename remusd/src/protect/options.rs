@@ -89,6 +89,7 @@ pub struct ProtectOptions {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub netbuffer_script: Option<std::path::PathBuf>,
     /// The witness that decides who goes on alone, as typed: an etcd's URL or `script:PATH`. `None` is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub witness: Option<String>,
     /// UNSAFE: output is not held at all (`xl remus -n`).
     pub no_netbuffer: bool,
