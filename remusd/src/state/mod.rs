@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{DomId, Generation, Nonce, ProtectionId};
 use crate::protect::options::{ProtectOptions, Target};
 
+mod witness;
+
 /// Version of these files. A file of another version is refused, never guessed at.
 pub const STATE_VERSION: u32 = 1;
 

@@ -2,12 +2,20 @@
 //! the guest. docs/witness.md has the rules in words.
 
 pub mod client;
+pub mod config;
+pub mod etcd;
+pub mod keeper;
 pub mod memory;
+pub mod probe;
 pub mod record;
 pub mod rules;
+pub mod script;
 pub mod store;
 
 pub use client::{Busy, CasReply, Client, Dropped, Effect, Input, Outcome, ReadError, RequestId};
+pub use config::{ConfigError, WitnessConfig};
+pub use keeper::{Answer, Keeper, KeeperEvent, Watched};
+pub use probe::{Health, Probe};
 pub use record::{Attempt, Host, HostId, Position, Record, RecordKey, RecordState, Versioned, Watermark};
 pub use rules::{Intent, Refusal};
 pub use store::WitnessStore;
@@ -15,6 +23,10 @@ pub use store::WitnessStore;
 #[cfg(test)]
 mod client_tests;
 #[cfg(test)]
+mod keeper_tests;
+#[cfg(test)]
 mod property_tests;
 #[cfg(test)]
 mod rules_tests;
+#[cfg(test)]
+mod script_tests;

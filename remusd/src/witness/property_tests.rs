@@ -364,7 +364,7 @@ fn run(ops: &[Op]) -> World {
 /// `PROPTEST_CASES=100000` for a long run.
 fn config() -> ProptestConfig {
     let config = ProptestConfig::default();
-    ProptestConfig { cases: config.cases.max(1000), max_shrink_iters: 20_000, failure_persistence: None, ..config }
+    ProptestConfig { cases: config.cases.max(400), max_shrink_iters: 20_000, failure_persistence: None, ..config }
 }
 
 proptest! {

@@ -91,6 +91,11 @@ pub enum Refusal {
         /// Identity found.
         found: String,
     },
+    /// Two hosts with one identity.
+    #[error(
+        "this host and its peer have the same identity, so the witness cannot tell them apart: one was installed as a copy of the          other. Remove the file host-id from the state folder of one of them while nothing is protected, and restart remusd there"
+    )]
+    SameHost,
     /// The record is not the one meant.
     #[error("the witness record is not the one that was armed ({0})")]
     OtherRecord(Box<Record>),
@@ -179,6 +184,7 @@ pub fn step(
         Step::Swap(Box::new(Record { version: RECORD_VERSION, uuid, generation, nonce, state, owner, peer, attempt }))
     };
     match intent {
+        Intent::Arm { peer, .. } | Intent::Force { peer, .. } if peer.is(me) => return Step::Refuse(Refusal::SameHost),
         Intent::Force { nonce, peer } => return fresh(next(Generation(1)), *nonce, RecordState::Claimed, peer),
         Intent::Arm { at_least, nonce, peer, peer_has_seen: false } if found.is_none() && watermark.key.is_none() => {
             return fresh(next(*at_least), *nonce, RecordState::Armed, peer);

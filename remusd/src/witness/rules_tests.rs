@@ -38,8 +38,8 @@ pub(super) fn record(state: S) -> Record {
     }
 }
 
-fn intents() -> Vec<Intent> {
-    let peer = host(2, "b");
+fn intents(me: &Host) -> Vec<Intent> {
+    let peer = if me.is(&host(2, "b")) { host(1, "a") } else { host(2, "b") };
     vec![
         Intent::Arm { at_least: Generation(1), nonce: nonce(9), peer: peer.clone(), peer_has_seen: false },
         Intent::Accept(key(5)),
@@ -83,7 +83,7 @@ fn run(me: &Host, intent: &Intent, found: Option<&Record>) -> String {
 
 fn table(me: &Host) -> String {
     let mut text = String::new();
-    for intent in intents() {
+    for intent in intents(me) {
         text += &format!("{:9}", intent.name());
         for state in STATES {
             text += &format!(" | {}", run(me, &intent, Some(&record(state))));
@@ -126,7 +126,7 @@ fn the_peer() {
          forfeit   | Armed(a/b)g5   | lost           | lost           | Forfeited(a/b)g5 | lost         | HandedTo(a/b)g5
          stop      | lost           | lost           | lost           | lost           | lost           | lost
          hand over | lost           | lost           | lost           | lost           | lost           | lost
-         force     | Claimed(b/b)g6 | Claimed(b/b)g6 | Claimed(b/b)g6 | Claimed(b/b)g6 | Claimed(b/b)g6 | Claimed(b/b)g6
+         force     | Claimed(b/a)g6 | Claimed(b/a)g6 | Claimed(b/a)g6 | Claimed(b/a)g6 | Claimed(b/a)g6 | Claimed(b/a)g6
          look      | seen           | seen           | seen           | seen           | seen           | seen",
     );
 }
@@ -134,7 +134,7 @@ fn the_peer() {
 #[test]
 fn a_stranger_gets_nothing_but_by_force() {
     let stranger = host(3, "a"); // the same name does not help
-    for intent in intents() {
+    for intent in intents(&stranger) {
         for state in STATES {
             let want = match intent {
                 Intent::Force { .. } => "Claimed(a/b)g6",
@@ -149,7 +149,7 @@ fn a_stranger_gets_nothing_but_by_force() {
 #[test]
 fn an_absent_record_allows_the_first_arming_and_force() {
     let me = host(1, "a");
-    for intent in intents() {
+    for intent in intents(&me) {
         let seen = run(&me, &intent, None);
         let never = short(&step(&me, DOMAIN, &intent, attempt(2), None, &Watermark::default()));
         match intent {
@@ -182,6 +182,19 @@ fn another_generation_or_nonce_is_never_acted_on() {
                 assert_eq!(run(forged), "other", "same generation, other nonce");
             }
         }
+    }
+}
+
+#[test]
+fn a_host_cannot_be_its_own_peer() {
+    let me = host(1, "a");
+    let twin = host(1, "b");
+    for intent in [
+        Intent::Arm { at_least: Generation(1), nonce: nonce(9), peer: twin.clone(), peer_has_seen: false },
+        Intent::Force { nonce: nonce(9), peer: twin.clone() },
+    ] {
+        let step = step(&me, DOMAIN, &intent, attempt(2), None, &Watermark::default());
+        assert_eq!(step, Step::Refuse(Refusal::SameHost));
     }
 }
 
