@@ -35,6 +35,12 @@ set_up() {
     compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null || missing+=(libclang-dev)
     command -v gcc >/dev/null || missing+=(gcc libc6-dev)
     [ -e /etc/ssl/certs/ca-certificates.crt ] || missing+=(ca-certificates)
+    # etcd's client is generated from its protocol buffers while building.
+    command -v protoc >/dev/null || missing+=(protobuf-compiler)
+    [ -e /usr/include/google/protobuf/descriptor.proto ] || missing+=(libprotobuf-dev)
+    # The witness's tests start servers of their own.
+    local etcd_is_new=
+    command -v etcd >/dev/null || { missing+=(etcd-server); etcd_is_new=1; }
     if ! rust_is_good; then
         # Debian's rustc-web follows new Rust versions within a stable release.
         missing+=(rustc-web cargo-web rustfmt-web rust-web-clippy)
@@ -44,6 +50,10 @@ set_up() {
     fi
     if [ ${#missing[@]} -gt 0 ]; then
         install_packages $(printf '%s\n' "${missing[@]}" | sort -u)
+        # Debian starts what it installs; nobody asked for that server.
+        if [ -n "$etcd_is_new" ] && command -v systemctl >/dev/null; then
+            systemctl disable --now etcd.service >&2 2>/dev/null || true
+        fi
     fi
     hash -r
     if ! rust_is_good && [ -x /usr/bin/cargo ]; then

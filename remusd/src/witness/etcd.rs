@@ -1,7 +1,8 @@
 //! The witness in etcd (3.4 or later; one server or a cluster): one key per protection, no lease, so it stays until it is changed.
 //!
 //! Reads are linearizable. A swap is a transaction that compares the key's mod revision and its whole value. Each endpoint has a
-//! connection of its own and they are tried in turn: a balanced channel would send requests into dead members.
+//! connection of its own and they are tried in turn, beginning with the one that answered last; a connection that gave no answer is
+//! forgotten.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -42,11 +43,8 @@ impl EtcdStore {
     pub fn new(config: &EtcdConfig) -> Result<Self, ConfigError> {
         config.check()?;
         let timeout = Duration::from_millis(config.timeout_ms);
-        let mut options = ConnectOptions::new()
-            .with_connect_timeout(timeout)
-            .with_timeout(timeout)
-            .with_require_leader(true)
-            .with_auto_token_refresh(true);
+        let mut options =
+            ConnectOptions::new().with_connect_timeout(timeout).with_require_leader(true).with_auto_token_refresh(true);
         if let (Some(user), Some(file)) = (&config.user, &config.password_file) {
             let password = String::from_utf8(read(file)?)
                 .map_err(|e| ConfigError::File { path: file.clone(), text: e.to_string() })?;

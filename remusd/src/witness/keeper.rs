@@ -198,7 +198,7 @@ async fn pause(backoff: &mut Backoff, health: Option<watch::Receiver<Health>>) {
                         return;
                     }
                 }
-                std::future::pending().await
+                std::future::pending::<()>().await;
             }
             None => std::future::pending::<()>().await,
         }

@@ -23,6 +23,8 @@ pub use store::WitnessStore;
 #[cfg(test)]
 mod client_tests;
 #[cfg(test)]
+mod etcd_tests;
+#[cfg(test)]
 mod keeper_tests;
 #[cfg(test)]
 mod property_tests;
@@ -30,3 +32,5 @@ mod property_tests;
 mod rules_tests;
 #[cfg(test)]
 mod script_tests;
+#[cfg(test)]
+mod test_proxy;
