@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 
-use crate::host::Host;
+use crate::host::{Host, Snapshot};
 use crate::pair::Pair;
 
 /// The lines that [`act`] understands, for people.
@@ -43,8 +43,8 @@ pub fn act(pair: &Pair, line: &str) -> Result<()> {
         ["freeze", host] => find(pair, host)?.freeze(),
         ["thaw", host] => find(pair, host)?.thaw(),
         ["kill9", host, pattern @ ..] if !pattern.is_empty() => find(pair, host)?.kill9(&pattern.join(" ")),
-        ["reset"] => pair.reset(),
-        ["snapshot"] => pair.snapshot(),
+        ["reset"] => pair.reset(Snapshot::Ready),
+        ["snapshot"] => pair.snapshot(Snapshot::Ready),
         _ => bail!("not understood: {line}\n{HELP}"),
     }
 }

@@ -14,6 +14,7 @@ pub mod prepare;
 pub mod protection;
 pub mod run;
 pub mod scenario;
+pub mod soak;
 pub mod wait;
 pub mod witness;
 

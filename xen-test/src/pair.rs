@@ -2,11 +2,12 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use crate::host::{Agent, Host, Machine, MachineOptions};
+use crate::host::{Agent, Host, Machine, MachineOptions, Snapshot};
 use crate::net::{Links, NetNs, Party};
 use crate::run::{Record, RunDir, start_time};
 use crate::{image, progress};
@@ -31,6 +32,7 @@ pub struct Pair {
     netns: Arc<NetNs>,
     image: image::Image,
     record: Record,
+    guest_runs: AtomicBool,
     run: RunDir,
 }
 
@@ -67,7 +69,7 @@ impl Pair {
                 Machine::new(name, options.machine.clone(), image.clone(), netns.clone(), run.path(), run.logs())?;
             hosts.push(Host::new(name, machine, Agent::of(name, Some(netns.clone()))?));
         }
-        let pair = Self { hosts, links, netns, image, record, run };
+        let pair = Self { hosts, links, netns, image, record, guest_runs: AtomicBool::new(false), run };
         let start = Instant::now();
         progress!("starting {} host(s); consoles in {}", names.len(), pair.logs().display());
         pair.each(Host::start)?;
@@ -80,16 +82,16 @@ impl Pair {
         self.run.publish(&Record { ready: true, ..self.record.clone() })
     }
 
-    /// Takes the snapshots that [`Pair::reset`] goes back to.
-    pub fn snapshot(&self) -> Result<()> {
+    /// Takes snapshots that [`Pair::reset`] goes back to.
+    pub fn snapshot(&self, snapshot: Snapshot) -> Result<()> {
         let start = Instant::now();
         self.each(|host| {
             // Guests and pushed files are in the page cache: the disk has to be whole by itself
             // for a later boot from it.
             host.sh("sync")?;
-            host.machine().save()
+            host.machine().save(snapshot)
         })?;
-        progress!("snapshots taken in {:.1} s", start.elapsed().as_secs_f32());
+        progress!("snapshots '{}' taken in {:.1} s", snapshot.name(), start.elapsed().as_secs_f32());
         Ok(())
     }
 
@@ -142,11 +144,23 @@ impl Pair {
         self.links.join(one, other)
     }
 
-    /// Puts the whole pair back to where it was after the boot: links joined, hosts powered on and
+    /// Puts the whole pair back to where it was at a snapshot: links joined, hosts powered on and
     /// thawed, memory and disks as in the snapshot, clocks right. What was pushed since is gone.
-    pub fn reset(&self) -> Result<()> {
+    pub fn reset(&self, to: Snapshot) -> Result<()> {
         self.links.join_all()?;
-        self.each(Host::reset)
+        self.each(|host| host.reset(to))?;
+        self.guest_runs.store(to == Snapshot::Guest, Ordering::Release);
+        Ok(())
+    }
+
+    /// Whether all hosts have this snapshot.
+    pub fn has(&self, snapshot: Snapshot) -> bool {
+        self.hosts.iter().all(|host| host.machine().has(snapshot))
+    }
+
+    /// Says whether the first guest is still there as [`Snapshot::Guest`] has it, and takes note that somebody uses it.
+    pub fn take_guest(&self) -> bool {
+        self.guest_runs.swap(false, Ordering::AcqRel)
     }
 
     /// Does something with all hosts at once; waits for all; the first error is the result.

@@ -5,6 +5,7 @@ mod interrupt;
 mod remote;
 mod run;
 mod shell;
+mod soak;
 mod up;
 
 use std::path::PathBuf;
@@ -85,6 +86,8 @@ enum Command {
     },
     /// Show the main job: protect a guest, power its host off, watch it go on
     Demo(demo::DemoArgs),
+    /// Break something every few seconds under client load, for as long as asked
+    Soak(soak::SoakArgs),
     /// Boot hosts and give a prompt in them
     Shell(up::UpArgs),
     /// Build the dom0 image if the cache lacks it
@@ -108,6 +111,7 @@ pub fn main() -> ExitCode {
         }
         Command::Run { scenarios, without_project } => run::run(&scenarios, !without_project),
         Command::Demo(args) => demo::demo(&args).map(|()| ExitCode::SUCCESS),
+        Command::Soak(args) => soak::soak(&args).map(|()| ExitCode::SUCCESS),
         Command::Shell(args) => shell::shell(&args).map(|()| ExitCode::SUCCESS),
         Command::Images => images().map(|()| ExitCode::SUCCESS),
     };

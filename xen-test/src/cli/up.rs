@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 
 use super::interrupt;
-use crate::host::MachineOptions;
+use crate::host::{MachineOptions, Snapshot};
 use crate::pair::{BootOptions, Pair};
 use crate::{control, prepare, progress};
 
@@ -46,7 +46,7 @@ impl UpArgs {
             if install {
                 prepare::project(&pair)?;
             }
-            pair.snapshot()?;
+            pair.snapshot(Snapshot::Ready)?;
             let pair = Arc::new(pair);
             control::serve(&pair)?;
             pair.announce()?;

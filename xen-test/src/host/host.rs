@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use super::{Agent, Machine, Output, Running, Said};
+use super::{Agent, Machine, Output, Running, Said, Snapshot};
 use crate::progress;
 use crate::wait::wait_until;
 
@@ -81,18 +81,18 @@ impl Host {
         self.agent.sever();
     }
 
-    /// Puts the host back to its snapshot, whatever state it is in, with the right time.
-    pub fn reset(&self) -> Result<()> {
+    /// Puts the host back to a snapshot, whatever state it is in, with the right time.
+    pub fn reset(&self, to: Snapshot) -> Result<()> {
         self.power_off();
-        self.machine().power_on(true)?;
+        self.machine().power_on(Some(to))?;
         self.wait_ready()?;
         self.agent.wake()
     }
 
     /// First start of a new machine: a boot, or the booted state that the cache has of one like it.
     pub fn start(&self) -> Result<()> {
-        if self.machine().has_snapshot() {
-            match self.reset() {
+        if self.machine().has(Snapshot::Ready) {
+            match self.reset(Snapshot::Ready) {
                 Ok(()) => return Ok(()),
                 Err(error) => {
                     progress!("host {}: the booted state in the cache is no good ({error:#})", self.name);
@@ -106,13 +106,13 @@ impl Host {
         self.sh("sync")?;
         self.agent.sever();
         self.machine().keep_warm()?;
-        self.reset()
+        self.reset(Snapshot::Ready)
     }
 
     /// Powers the host on again, from its disk as it was left (what was pushed is still there
     /// unless it was on a tmpfs or not yet written), and waits until `xl` is usable.
     pub fn boot(&self) -> Result<()> {
-        self.machine().power_on(false)?;
+        self.machine().power_on(None)?;
         self.wait_ready()
     }
 

@@ -8,4 +8,4 @@ mod qmp;
 
 pub use agent::{Agent, Input, Output, Running, Said};
 pub use host::{Host, pull, push, quote};
-pub use qemu::{Machine, MachineOptions};
+pub use qemu::{Machine, MachineOptions, Snapshot};

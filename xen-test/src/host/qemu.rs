@@ -13,8 +13,24 @@ use crate::image::{Image, short_hash};
 use crate::net::NetNs;
 use crate::run::{Child, start_time};
 
-/// Name of the machine snapshot that a reset goes back to.
-pub const SNAPSHOT: &str = "ready";
+/// A state of the machine that a reset goes back to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Snapshot {
+    /// Booted, programs and test guest pushed, nothing runs.
+    Ready,
+    /// As [`Snapshot::Ready`], with the daemons started and a PVH guest running on host a.
+    Guest,
+}
+
+impl Snapshot {
+    /// QEMU's tag.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Guest => "guest",
+        }
+    }
+}
 
 /// Largest time for saving or loading a snapshot.
 const QMP_LIMIT: Duration = Duration::from_secs(180);
@@ -51,7 +67,7 @@ pub struct Machine {
     logs: PathBuf,
     qemu: Option<Child>,
     boots: u32,
-    has_snapshot: bool,
+    snapshots: Vec<Snapshot>,
 }
 
 /// What TCG gets wrong under nested SVM is left out: supervisor-mode access prevention, rdtscp, and XSAVE, with which SSE registers of
@@ -78,12 +94,12 @@ impl Machine {
             logs: logs.to_owned(),
             qemu: None,
             boots: 0,
-            has_snapshot: false,
+            snapshots: Vec::new(),
         };
         let warm = machine.warm_disk()?;
         if warm.exists() {
             std::fs::copy(&warm, machine.disk()).context("cannot copy the disk of a booted host")?;
-            machine.has_snapshot = true;
+            machine.snapshots.push(Snapshot::Ready);
         } else {
             machine.fresh_disk()?;
         }
@@ -92,7 +108,7 @@ impl Machine {
 
     /// Gives the machine, which is off, a disk as the image has it, without a snapshot.
     pub fn fresh_disk(&mut self) -> Result<()> {
-        self.has_snapshot = false;
+        self.snapshots.clear();
         let _ = std::fs::remove_file(self.disk());
         let status = Command::new("qemu-img")
             .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
@@ -125,7 +141,7 @@ impl Machine {
     /// Keeps the booted machine in the cache: snapshot, orderly end of QEMU, copy of the disk. The
     /// machine is off afterwards, with a snapshot to start from.
     pub fn keep_warm(&mut self) -> Result<()> {
-        self.save()?;
+        self.save(Snapshot::Ready)?;
         let qmp = Qmp::connect(&self.monitor(), QMP_LIMIT)?;
         qmp.quit()?;
         if let Some(qemu) = &mut self.qemu {
@@ -157,24 +173,24 @@ impl Machine {
         self.logs.join(format!("{}-console.log", self.name))
     }
 
-    /// Powers the machine on: from its snapshot if `from_snapshot`, else a boot from its disk as it
+    /// Powers the machine on: from a snapshot if one is given, else a boot from its disk as it
     /// was left. Returns as soon as QEMU runs.
     ///
     /// A snapshot is only ever loaded into a new process: `loadvm` in a living one cannot turn the
     /// time stamp counter back (QEMU keeps it from decreasing), Xen then finds it far ahead of its
     /// platform timer, and the dom0 stands still for as long as the two differ.
-    pub fn power_on(&mut self, from_snapshot: bool) -> Result<()> {
+    pub fn power_on(&mut self, from: Option<Snapshot>) -> Result<()> {
         if self.is_on()? {
             bail!("host {} is powered on already", self.name);
         }
-        if from_snapshot && !self.has_snapshot {
-            bail!("host {} has no snapshot yet", self.name);
+        if let Some(missing) = from.filter(|snapshot| !self.has(*snapshot)) {
+            bail!("host {} has no snapshot '{}' yet", self.name, missing.name());
         }
         self.boots += 1;
         let mut command = Child::command("qemu-system-x86_64");
         self.arguments(&mut command)?;
-        if from_snapshot {
-            command.args(["-loadvm", SNAPSHOT]);
+        if let Some(snapshot) = from {
+            command.args(["-loadvm", snapshot.name()]);
         }
         let _ = std::fs::remove_file(self.monitor());
         let errors = std::fs::File::options()
@@ -268,15 +284,15 @@ impl Machine {
         self.boots
     }
 
-    /// Whether there is a snapshot to go back to.
-    pub fn has_snapshot(&self) -> bool {
-        self.has_snapshot
+    /// Whether there is this snapshot to go back to.
+    pub fn has(&self, snapshot: Snapshot) -> bool {
+        self.snapshots.contains(&snapshot)
     }
 
-    /// Takes the snapshot that resets go back to. The host stands still meanwhile (seconds).
-    pub fn save(&mut self) -> Result<()> {
-        Qmp::connect(&self.monitor(), QMP_LIMIT)?.human(&format!("savevm {SNAPSHOT}"))?;
-        self.has_snapshot = true;
+    /// Takes a snapshot that resets go back to. The host stands still meanwhile (seconds).
+    pub fn save(&mut self, snapshot: Snapshot) -> Result<()> {
+        Qmp::connect(&self.monitor(), QMP_LIMIT)?.human(&format!("savevm {}", snapshot.name()))?;
+        self.snapshots.push(snapshot);
         Ok(())
     }
 }

@@ -1,6 +1,7 @@
 //! What scenarios, the demo and the benchmark do with remusd on a booted pair: start the daemons, make guests, protect them, ask how
 //! they stand. Everything goes through the programs that an administrator uses.
 
+mod arena;
 mod guest;
 
 use std::net::SocketAddr;
@@ -10,6 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use remusd::api::{Role, StatusRow};
 use remusd::ops::{Event, EventKind};
 
+pub use arena::Arena;
 pub use guest::Guest;
 
 use crate::host::Host;
@@ -32,10 +34,19 @@ pub fn slow_host_options() -> String {
     )
 }
 
-/// Starts the daemon of a host and waits until it answers; and a plain TCP port that leads to its link socket.
+/// What [`crate::host::Snapshot::Guest`] has: daemons, and a PVH guest on host a that answers.
+pub fn first_guest(pair: &Pair) -> Result<()> {
+    start_daemons(pair)?;
+    Guest::create(pair, pair.a(), xen_test_guest::xl::GuestSpec::new(xen_test_guest::xl::Kind::Pvh)).map(drop)
+}
+
+/// Starts the daemon of a host, unless it answers already, and waits until it answers; and a plain TCP port that leads to its link socket.
 pub fn start_daemon(host: &Host) -> Result<()> {
     host.sh("pgrep -x socat >/dev/null || \
              setsid socat -b 262144 TCP-LISTEN:7788,reuseaddr,fork UNIX-CONNECT:/run/remus/link.sock >/dev/null 2>&1 </dev/null &")?;
+    if host.run("remus status")?.ok() {
+        return Ok(());
+    }
     host.sh("mkdir -p /var/log/remus; REMUSD_LOG=debug,xenctrl=warn,xenstore_rs=warn setsid remusd \
              >>/var/log/remus/remusd.log 2>&1 </dev/null &")?;
     wait_until(PATIENCE, &format!("remusd answers on host {}", host.name()), || {

@@ -8,6 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::{Ctx, Scenario};
+use crate::host::Snapshot;
 use crate::run::{Record, runs_dir, start_time};
 use crate::wait::wait_until;
 
@@ -15,6 +16,7 @@ pub(super) const END: Scenario = Scenario {
     name: "main-harness-end",
     about: "Ctrl-C and kill -9 of the harness leave no process, namespace or file behind",
     hosts: 1,
+    start: Snapshot::Ready,
     run,
 };
 

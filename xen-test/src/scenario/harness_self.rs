@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{Ctx, Scenario};
+use crate::host::Snapshot;
 use crate::net::Party;
 use crate::pair::Pair;
 use crate::wait::wait_until;
@@ -15,6 +16,7 @@ pub(super) const SELF: Scenario = Scenario {
     name: "main-harness-self",
     about: "the nested hosts, their links and every fault the harness can inject",
     hosts: 2,
+    start: Snapshot::Ready,
     run,
 };
 
@@ -161,7 +163,7 @@ fn reset(ctx: &Ctx<'_>) -> Result<()> {
     pair.a().freeze()?;
     pair.b().power_off();
     let start = Instant::now();
-    pair.reset()?;
+    pair.reset(crate::host::Snapshot::Ready)?;
     ctx.note(&format!("reset of a frozen and a dead host ({:.1} s)", start.elapsed().as_secs_f32()));
     let left = pair.a().sh("ls /root/mark /run/mark 2>/dev/null; xenstore-exists /mark && echo store");
     ensure!(left.is_err(), "left after the reset: {left:?}");

@@ -7,6 +7,7 @@ use remusd::api::Role;
 use remusd::ops::EventKind;
 
 use super::{Ctx, Scenario};
+use crate::host::Snapshot;
 use crate::net::Party;
 use crate::protection::{DETECTION, PATIENCE, Protected, nothing_left, row, wait_epochs, wait_event};
 
@@ -14,6 +15,7 @@ pub(super) const POWER: Scenario = Scenario {
     name: "main-backup-power-loss",
     about: "the backup loses power: the guest goes on within the detection time, unprotected, and says so",
     hosts: 2,
+    start: Snapshot::Guest,
     run: |ctx| {
         run(ctx, |ctx| {
             ctx.pair().b().power_off();
@@ -26,6 +28,7 @@ pub(super) const FROZEN: Scenario = Scenario {
     name: "main-backup-frozen",
     about: "the backup freezes: the guest goes on within the detection time, unprotected, and says so",
     hosts: 2,
+    start: Snapshot::Guest,
     run: |ctx| run(ctx, |ctx| ctx.pair().b().freeze()),
 };
 
@@ -33,6 +36,7 @@ pub(super) const HOLD: Scenario = Scenario {
     name: "main-backup-loss-hold",
     about: "with --on-backup-loss hold, output stays held after the loss until an operator decides",
     hosts: 2,
+    start: Snapshot::Guest,
     run: hold,
 };
 

@@ -7,6 +7,7 @@ use remusd::ops::EventKind;
 
 use super::{Ctx, Scenario};
 use crate::client::{Control, ControlError};
+use crate::host::Snapshot;
 use crate::protection::{PATIENCE, Protected, at, domains, no_copy, nothing_left, wait_event};
 use crate::wait::wait_until;
 
@@ -14,6 +15,7 @@ pub(super) const POWEROFF: Scenario = Scenario {
     name: "main-guest-poweroff",
     about: "the guest powers off: nothing is resurrected, it stays down as its configuration says",
     hosts: 2,
+    start: Snapshot::Guest,
     run: |ctx| run(ctx, |c| c.poweroff().map(drop), false),
 };
 
@@ -21,6 +23,7 @@ pub(super) const REBOOT: Scenario = Scenario {
     name: "main-guest-reboot",
     about: "the guest reboots: the stop is recorded first, then it boots anew, unprotected",
     hosts: 2,
+    start: Snapshot::Guest,
     run: |ctx| run(ctx, |c| c.reboot().map(drop), true),
 };
 
@@ -28,6 +31,7 @@ pub(super) const CRASH: Scenario = Scenario {
     name: "main-guest-crash",
     about: "the guest crashes: nothing is resurrected, it is destroyed as its configuration says",
     hosts: 2,
+    start: Snapshot::Guest,
     run: |ctx| run(ctx, |c| c.crash().map(drop), false),
 };
 

@@ -7,6 +7,7 @@ use remusd::api::Role;
 use xen_test_guest::xl::{GuestSpec, Kind};
 
 use super::{Ctx, Scenario};
+use crate::host::Snapshot;
 use crate::protection::{
     Guest, PATIENCE, domains, fail_over, no_copy, nothing_left, row, slow_host_options, start_daemon, start_daemons,
     status,
@@ -17,6 +18,7 @@ pub(super) const TO_STOCK: Scenario = Scenario {
     name: "main-interop-to-stock",
     about: "our primary to a stock `xl migrate-receive -r`: Xen's own verifiers accept the stream, a clean stop leaves no copy",
     hosts: 2,
+    start: Snapshot::Guest,
     run: to_stock,
 };
 
@@ -24,6 +26,7 @@ pub(super) const FROM_STOCK: Scenario = Scenario {
     name: "main-interop-from-stock",
     about: "a stock `xl remus -s` to our backup side: its copy waits for an operator and goes on",
     hosts: 2,
+    start: Snapshot::Guest,
     run: from_stock,
 };
 

@@ -6,6 +6,7 @@ use anyhow::{Result, ensure};
 use remusd::ops::EventKind;
 
 use super::{Ctx, Scenario};
+use crate::host::Snapshot;
 use crate::protection::{
     Carrier, PATIENCE, Protected, no_copy, nothing_left, protect, protect_over, start_daemon, wait_epochs,
 };
@@ -15,6 +16,7 @@ pub(super) const PRIMARY: Scenario = Scenario {
     name: "main-kill-primary-daemon",
     about: "kill -9 of the primary's remusd in several phases: sealed, recovered, unsealed; the guest never stays suspended",
     hosts: 2,
+    start: Snapshot::Guest,
     run: primary,
 };
 
@@ -22,6 +24,7 @@ pub(super) const BACKUP: Scenario = Scenario {
     name: "main-kill-backup-daemon",
     about: "kill -9 of the backup's remusd activates nothing; the guest goes on, and is protected again",
     hosts: 2,
+    start: Snapshot::Guest,
     run: backup,
 };
 
@@ -29,6 +32,7 @@ pub(super) const PARTS: Scenario = Scenario {
     name: "main-kill-parts",
     about: "kill -9 of the save helper, of ssh and of the receiver: the guest goes on, no copy is started",
     hosts: 2,
+    start: Snapshot::Guest,
     run: parts,
 };
 

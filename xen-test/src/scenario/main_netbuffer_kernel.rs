@@ -3,11 +3,13 @@
 use anyhow::{Result, ensure};
 
 use super::{Ctx, Scenario};
+use crate::host::Snapshot;
 
 pub(super) const KERNEL: Scenario = Scenario {
     name: "main-netbuffer-kernel",
     about: "the network buffer against Debian's sch_plug with real packets: holds, releases, seals, resets, leftovers",
     hosts: 1,
+    start: Snapshot::Ready,
     run,
 };
 

@@ -8,6 +8,7 @@ use remusd::ops::EventKind;
 
 use super::{Ctx, Scenario};
 use crate::client::{BeaconSink, Capture, Content, EchoClient, Frame, NeighbourProber, Sniffer};
+use crate::host::Snapshot;
 use crate::net::Party;
 use crate::protection::{PATIENCE, Protected, at, nothing_left, protect, wait_epochs, wait_event};
 use crate::wait::wait_until;
@@ -16,6 +17,7 @@ pub(super) const COMMIT: Scenario = Scenario {
     name: "main-output-commit",
     about: "with the link cut before the acknowledgement, no frame of the guest leaves: TCP and UDP over IPv4 and IPv6, ARP, ND",
     hosts: 2,
+    start: Snapshot::Guest,
     run,
 };
 

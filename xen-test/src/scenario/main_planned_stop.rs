@@ -4,12 +4,14 @@ use anyhow::{Result, ensure};
 
 use super::{Ctx, Scenario};
 use crate::client::Control;
+use crate::host::Snapshot;
 use crate::protection::{Protected, domains, no_copy, nothing_left, protect, wait_epochs};
 
 pub(super) const STOP: Scenario = Scenario {
     name: "main-planned-stop",
     about: "unprotect leaves no copy, no qdisc, no log-dirty, and never pauses the guest for longer than an epoch",
     hosts: 2,
+    start: Snapshot::Guest,
     run,
 };
 

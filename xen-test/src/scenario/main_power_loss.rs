@@ -6,12 +6,14 @@ use anyhow::{Result, ensure};
 use xen_test_guest::xl::{GuestSpec, Kind};
 
 use super::{Ctx, Scenario};
+use crate::host::Snapshot;
 use crate::protection::{Carrier, Guest, domains, fail_over, protect_over, start_daemons, wait_epochs};
 
 pub(super) const PVH: Scenario = Scenario {
     name: "main-power-loss-pvh",
     about: "the primary loses power; a PVH guest and its client's connection go on at the backup",
     hosts: 2,
+    start: Snapshot::Guest,
     run: |ctx| run(ctx, Kind::Pvh),
 };
 
@@ -19,6 +21,7 @@ pub(super) const HVM: Scenario = Scenario {
     name: "main-power-loss-hvm",
     about: "the primary loses power; an HVM guest and its client's connection go on at the backup",
     hosts: 2,
+    start: Snapshot::Guest,
     run: |ctx| run(ctx, Kind::Hvm),
 };
 

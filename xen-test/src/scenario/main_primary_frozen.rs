@@ -7,6 +7,7 @@ use remusd::ops::EventKind;
 
 use super::{Ctx, Scenario};
 use crate::client::{BeaconSink, protocol::BeaconSpec};
+use crate::host::Snapshot;
 use crate::protection::{Protected, domains, fail_over, wait_event};
 use crate::wait::wait_until;
 
@@ -14,6 +15,7 @@ pub(super) const FROZEN: Scenario = Scenario {
     name: "main-primary-frozen",
     about: "the primary freezes, the backup is activated, the primary thaws: its held output never leaves, its copy is stopped",
     hosts: 2,
+    start: Snapshot::Guest,
     run,
 };
 

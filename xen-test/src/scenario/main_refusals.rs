@@ -5,6 +5,7 @@ use xen_test_guest::xl::{GuestSpec, Kind};
 
 use super::{Ctx, Scenario};
 use crate::host::Host;
+use crate::host::Snapshot;
 use crate::protection::{
     Guest, PATIENCE, no_copy, nothing_left, protect, slow_host_options, start_daemon, start_daemons,
 };
@@ -13,6 +14,7 @@ pub(super) const REFUSALS: Scenario = Scenario {
     name: "main-refusals",
     about: "unknown domain, PV guest, disk, missing module, wrong peers, full disk, name clash: a clear sentence, the guest runs on",
     hosts: 2,
+    start: Snapshot::Ready,
     run,
 };
 

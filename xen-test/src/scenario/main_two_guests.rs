@@ -7,12 +7,14 @@ use remusd::api::Role;
 use xen_test_guest::xl::{GuestSpec, Kind};
 
 use super::{Ctx, Scenario};
+use crate::host::Snapshot;
 use crate::protection::{Guest, domains, fail_over, protect, row, start_daemons, wait_epochs};
 
 pub(super) const TWO: Scenario = Scenario {
     name: "main-two-guests",
     about: "two guests, one protected in each direction; one host dies and both go on",
     hosts: 2,
+    start: Snapshot::Ready,
     run,
 };
 

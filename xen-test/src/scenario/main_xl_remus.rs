@@ -5,6 +5,7 @@ use remusd::api::Role;
 use xen_test_guest::xl::{GuestSpec, Kind};
 
 use super::{Ctx, Scenario};
+use crate::host::Snapshot;
 use crate::protection::{Guest, PATIENCE, nothing_left, row, start_daemon};
 use crate::wait::wait_until;
 
@@ -12,6 +13,7 @@ pub(super) const XL_REMUS: Scenario = Scenario {
     name: "main-xl-remus",
     about: "xl-remus takes xl remus's flags, runs in the foreground, and ends the protection when it is ended",
     hosts: 1,
+    start: Snapshot::Ready,
     run,
 };
 

@@ -16,6 +16,11 @@ mod main_two_guests;
 mod main_xl_remus;
 mod report;
 mod runner;
+mod safety_frozen;
+mod safety_partitions;
+mod safety_soak;
+mod safety_switchover;
+mod safety_witness;
 
 use std::path::Path;
 
@@ -23,6 +28,7 @@ use anyhow::{Result, bail};
 
 pub use runner::run;
 
+use crate::host::Snapshot;
 use crate::pair::Pair;
 
 /// One thing to try on a freshly reset pair of hosts.
@@ -34,6 +40,8 @@ pub struct Scenario {
     pub about: &'static str,
     /// How many hosts it needs: 1 or 2.
     pub hosts: usize,
+    /// What is there when it begins.
+    pub start: Snapshot,
     /// The scenario itself. An error is a failure, [`skip`] makes one that is not.
     pub run: fn(&mut Ctx<'_>) -> Result<()>,
 }
@@ -62,11 +70,34 @@ pub const SCENARIOS: &[Scenario] = &[
     main_two_guests::TWO,
     main_xl_remus::XL_REMUS,
     main_refusals::REFUSALS,
+    safety_partitions::HOSTS,
+    safety_partitions::PRIMARY,
+    safety_partitions::BACKUP,
+    safety_witness::DOWN,
+    safety_witness::BACK,
+    safety_witness::WIPED,
+    safety_witness::LOST_BOTH,
+    safety_frozen::BOTH,
+    safety_switchover::WITNESS,
+    safety_switchover::ALONE,
+    safety_soak::SOAK,
 ];
 
 /// Scenarios that are written but that no run has shown to pass yet: skipped, and counted as such, unless `XEN_TEST_UNSHOWN` is set.
 /// A name leaves this list with the run that shows it.
-pub const UNSHOWN: &[&str] = &[];
+pub const UNSHOWN: &[&str] = &[
+    "safety-partition",
+    "safety-primary-cut",
+    "safety-backup-cut",
+    "safety-witness-down",
+    "safety-witness-back",
+    "safety-witness-wiped",
+    "safety-backup-and-witness-lost",
+    "safety-both-frozen",
+    "safety-switchover",
+    "safety-switchover-no-witness",
+    "safety-soak",
+];
 
 /// What a scenario works with.
 #[derive(Debug)]

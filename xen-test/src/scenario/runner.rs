@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 
 use super::{Ctx, Scenario, Skip, report};
+use crate::host::Snapshot;
 use crate::pair::{BootOptions, Pair};
 use crate::{prepare, progress};
 
@@ -56,8 +57,12 @@ pub fn run(scenarios: &[Scenario], options: &BootOptions, with_project: bool) ->
             continue;
         }
         let ready = match pair.take() {
-            Some(booted) => reset_or_boot(booted, options, with_project)?,
+            Some(booted) => reset_or_boot(booted, scenario.start, options, with_project)?,
             None => boot(options, with_project)?,
+        };
+        let ready = match scenario.start {
+            Snapshot::Guest if !ready.has(Snapshot::Guest) => with_guest(ready)?,
+            _ => ready,
         };
         let start = Instant::now();
         let logs = ready.logs().join(scenario.name);
@@ -97,13 +102,23 @@ fn boot(options: &BootOptions, with_project: bool) -> Result<Arc<Pair>> {
     if with_project {
         prepare::project(&pair)?;
     }
-    pair.snapshot()?;
+    pair.snapshot(Snapshot::Ready)?;
     Ok(Arc::new(pair))
 }
 
-fn reset_or_boot(pair: Arc<Pair>, options: &BootOptions, with_project: bool) -> Result<Arc<Pair>> {
+/// A guest that runs, for all scenarios that begin with one.
+fn with_guest(pair: Arc<Pair>) -> Result<Arc<Pair>> {
+    crate::protection::first_guest(&pair).context("starting the daemons and a guest")?;
+    pair.snapshot(Snapshot::Guest)?;
+    // Frozen for the snapshot, its clock stood still: a reset puts it right.
+    pair.reset(Snapshot::Guest)?;
+    Ok(pair)
+}
+
+fn reset_or_boot(pair: Arc<Pair>, to: Snapshot, options: &BootOptions, with_project: bool) -> Result<Arc<Pair>> {
     let start = Instant::now();
-    match pair.reset() {
+    let to = if pair.has(to) { to } else { Snapshot::Ready };
+    match pair.reset(to) {
         Ok(()) => {
             progress!("hosts reset in {:.1} s", start.elapsed().as_secs_f32());
             Ok(pair)
