@@ -68,6 +68,7 @@ fn offer(json: &str) -> Result<ProtectOffer, StockError> {
         host_id: ProtectionId::nil(),
         witness: None,
         then: None,
+        no_monitor: false,
     })
 }
 

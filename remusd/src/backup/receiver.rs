@@ -39,8 +39,8 @@ pub struct Receiver {
 /// Starts receivers.
 #[async_trait]
 pub trait ReceiverSource: Send + Sync {
-    /// Starts one.
-    async fn start(&self) -> Result<Receiver, BackupError>;
+    /// Starts one. `no_monitor`: it does not stay behind as the domain's monitor (`xl migrate-receive -e`).
+    async fn start(&self, no_monitor: bool) -> Result<Receiver, BackupError>;
 }
 
 /// The command that receives.
@@ -78,9 +78,12 @@ impl ReceiverProcess for XlProcess {
 
 #[async_trait]
 impl ReceiverSource for ReceiverCommand {
-    async fn start(&self) -> Result<Receiver, BackupError> {
+    async fn start(&self, no_monitor: bool) -> Result<Receiver, BackupError> {
         let mut command = Command::new(&self.program);
         command.args(&self.arguments);
+        if no_monitor {
+            command.arg("-e");
+        }
         let spawned = ChildGroup::spawn("receiver", command);
         let (child, input, output) =
             spawned.map_err(|source| BackupError::Spawn { program: self.program.clone(), source })?;
@@ -163,30 +166,30 @@ mod tests {
     async fn the_banner_is_awaited_and_the_last_words_are_kept() {
         let patience = Duration::from_secs(5);
         let good = "printf 'xl migration receiver ready, send binary domain data.\\n'; cat >/dev/null";
-        let mut receiver = shell(good).start().await.unwrap();
+        let mut receiver = shell(good).start(false).await.unwrap();
         await_banner(&mut receiver, patience).await.unwrap();
         drop(receiver.input);
         assert_eq!(receiver.process.ended().await, "receiver ended with exit status: 0");
 
-        let mut receiver = shell("echo 'libxl: error: no memory' >&2; exit 3").start().await.unwrap();
+        let mut receiver = shell("echo 'libxl: error: no memory' >&2; exit 3").start(false).await.unwrap();
         let error = await_banner(&mut receiver, patience).await.unwrap_err();
         assert_eq!(
             error.to_string(),
             "the receiver did not announce itself: libxl: error: no memory (receiver ended with exit status: 3)"
         );
 
-        let mut receiver = shell("exec sleep 60").start().await.unwrap();
+        let mut receiver = shell("exec sleep 60").start(false).await.unwrap();
         assert!(await_banner(&mut receiver, Duration::from_millis(50)).await.is_err());
         assert!(receiver.process.ended().await.contains("signal: 9"), "a silent one is killed");
 
         let missing = ReceiverCommand { program: "/nonexistent/xl".into(), arguments: vec![] };
-        let error = missing.start().await.err().unwrap();
+        let error = missing.start(false).await.err().unwrap();
         assert!(error.to_string().contains("xen-utils"), "{error}");
     }
 
     #[tokio::test]
     async fn a_kill_reaches_the_receivers_children() {
-        let mut receiver = shell("sleep 60 & echo $! >&2; wait").start().await.unwrap();
+        let mut receiver = shell("sleep 60 & echo $! >&2; wait").start(false).await.unwrap();
         let mut nothing = [0];
         receiver.process.kill();
         // The output ends only when the last process that holds it is gone.

@@ -323,7 +323,7 @@ impl Registry {
         self.records.save(record)?;
         self.known().records.insert(record.uuid, record.clone());
         let started = async {
-            let mut receiver = self.receivers.start().await?;
+            let mut receiver = self.receivers.start(offer.no_monitor).await?;
             await_banner(&mut receiver, self.settings.banner_patience).await?;
             Ok::<_, BackupError>(receiver)
         };

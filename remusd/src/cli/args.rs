@@ -157,6 +157,9 @@ pub struct Protect {
     /// its environment, as for `xl remus -N`. A name without a slash is looked for in PATH.
     #[arg(long, value_name = "SCRIPT")]
     pub netbuffer_script: Option<PathBuf>,
+    /// The backup's xl does not stay behind as the monitor of the guest it has activated: as `xl remus -e`.
+    #[arg(long)]
+    pub no_monitor: bool,
     /// When the backup is lost.
     #[arg(long, value_enum, default_value = "alone")]
     pub on_backup_loss: BackupLoss,
@@ -192,6 +195,7 @@ impl Protect {
             pause_deadline_ms: self.pause_deadline_ms,
             epoch_budget: self.epoch_budget,
             netbuffer_limit: self.netbuffer_limit,
+            no_monitor: self.no_monitor,
             netbuffer_script: self.netbuffer_script.as_deref().map(program).transpose()?,
             on_backup_loss: match self.on_backup_loss {
                 BackupLoss::Alone => OnBackupLoss::Alone,

@@ -75,6 +75,7 @@ pub(super) fn offer(
         host_id: ProtectionId::nil(),
         witness: None,
         then: None,
+        no_monitor: options.no_monitor,
     }
 }
 

@@ -342,6 +342,9 @@ pub struct ProtectOffer {
     /// What the backup does once it runs its copy: how to protect it in turn, as JSON; `None` is nothing.
     #[serde(default)]
     pub then: Option<String>,
+    /// Whether the receiver's xl does not stay behind as the monitor of the activated domain (`xl remus -e`).
+    #[serde(default)]
+    pub no_monitor: bool,
 }
 
 /// Accepts a `HELLO`.

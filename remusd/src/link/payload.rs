@@ -154,6 +154,7 @@ fn put_hello(hello: &Hello, out: &mut BytesMut) {
             out.put_slice(offer.host_id.as_bytes());
             put_option(out, offer.witness.as_ref(), |out, text| put_text(out, text));
             put_option(out, offer.then.as_ref(), |out, text| put_text(out, text));
+            put_bool(out, offer.no_monitor);
         }
         Purpose::Query { protection } => {
             out.put_u8(2);
@@ -307,6 +308,7 @@ fn read_hello(from: &mut Fields) -> Field<Hello> {
                 host_id: from.uuid()?,
                 witness: from.option(Fields::text)?,
                 then: from.option(Fields::text)?,
+                no_monitor: from.bool()?,
             }),
             2 => Purpose::Query { protection: from.option(Fields::uuid)? },
             _ => return Err("its purpose is unknown"),

@@ -91,6 +91,8 @@ pub struct ProtectOptions {
     /// The witness that decides who goes on alone, as typed: an etcd's URL or `script:PATH`. `None` is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub witness: Option<String>,
+    /// The backup's xl does not stay behind as the monitor of the activated guest (`xl remus -e`).
+    pub no_monitor: bool,
     /// UNSAFE: output is not held at all (`xl remus -n`).
     pub no_netbuffer: bool,
     /// UNSAFE: disks that are let pass although they are not replicated: a vdev name, or `all` (`xl remus -d`).
@@ -112,6 +114,7 @@ impl Default for ProtectOptions {
             on_backup_loss: OnBackupLoss::default(),
             on_primary_loss: OnPrimaryLoss::default(),
             netbuffer_script: None,
+            no_monitor: false,
             witness: None,
             no_netbuffer: false,
             unsafe_disks: Vec::new(),

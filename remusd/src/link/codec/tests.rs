@@ -63,6 +63,7 @@ fn offer() -> ProtectOffer {
         host_id: Uuid::from_u128(0xa),
         witness: Some("https://w:2379".into()),
         then: Some("{}".into()),
+        no_monitor: true,
     }
 }
 

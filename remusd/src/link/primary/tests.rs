@@ -13,6 +13,7 @@ fn offer() -> ProtectOffer {
         host_id: uuid::Uuid::nil(),
         witness: None,
         then: None,
+        no_monitor: false,
     }
 }
 

@@ -184,7 +184,7 @@ impl ReceiverProcess for FakeProcess {
 
 #[async_trait]
 impl ReceiverSource for FakeReceivers {
-    async fn start(&self) -> Result<Receiver, BackupError> {
+    async fn start(&self, _no_monitor: bool) -> Result<Receiver, BackupError> {
         let (input, stdin) = pipe::pipe().unwrap();
         let (stdout, output) = pipe::pipe().unwrap();
         let kill = CancellationToken::new();
