@@ -25,6 +25,8 @@ mod client_tests;
 #[cfg(test)]
 mod etcd_tests;
 #[cfg(test)]
+mod example_tests;
+#[cfg(test)]
 mod keeper_tests;
 #[cfg(test)]
 mod property_tests;

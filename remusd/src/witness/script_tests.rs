@@ -11,7 +11,7 @@ use super::rules_tests::{DOMAIN, attempt, host, record};
 use super::script::ScriptStore;
 use super::store::WitnessStore;
 
-fn write(dir: &Path, name: &str, text: &str) -> PathBuf {
+pub(super) fn write(dir: &Path, name: &str, text: &str) -> PathBuf {
     let path = dir.join(name);
     // A script that another thread's child still has open for writing cannot be executed, so it is written under another name.
     let new = path.with_extension("new");
