@@ -103,7 +103,7 @@ pub(super) async fn watch_output(mut output: Box<dyn AsyncRead + Send + Unpin>, 
 }
 
 /// A backoff without an end: the wait itself never fails.
-fn patient(first: Duration, cap: Duration) -> Backoff {
+pub(super) fn patient(first: Duration, cap: Duration) -> Backoff {
     const YEARS: Duration = Duration::from_secs(u32::MAX as u64);
     Backoff::new(first, cap, YEARS).expect("0 < first <= cap <= total")
 }

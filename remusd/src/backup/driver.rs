@@ -19,12 +19,13 @@ use super::record::{IncomingRecord, Phase, RecordStore};
 use super::registry::BackupSettings;
 use crate::ids::{DomId, Epoch};
 use crate::link::session::{Outbox, Report as Beat, SessionEvent};
-use crate::link::{CloseReason, Frame, GuestState};
+use crate::link::{CloseReason, Frame, GuestState, Token};
 use crate::ops::{EventKind, EventLog};
 use crate::stream::PlainComposer;
 use crate::stream::handshake::GO;
 
 mod news;
+pub(super) mod witness;
 
 /// What the driver's tasks and handles tell it.
 pub(super) enum Input {
@@ -41,6 +42,11 @@ pub(super) enum Input {
     /// Whether the copy is there.
     Checked(Epoch, Result<Option<DomId>, String>),
     Destroyed,
+    /// The witness's answer.
+    Witness(Event),
+    WitnessAlarm(String),
+    /// The witness knows that the copy runs here.
+    Recorded,
 }
 
 /// When an activation's steps were done.
@@ -74,6 +80,7 @@ pub(super) struct Driver {
     failover: Option<oneshot::Sender<Result<ActivationReport, CommandError>>>,
     discard: Option<oneshot::Sender<Result<(), CommandError>>>,
     refused: Option<String>,
+    asking: Option<witness::Asking>,
     clock_told: bool,
     record: IncomingRecord,
     status: watch::Sender<IncomingStatus>,
@@ -100,10 +107,11 @@ impl Driver {
             let _ = feed_tell.send(Input::Feed(event));
         });
         let settings = start.settings;
+        let asking = start.witness.map(|(opened, peer)| witness::Asking::start(opened, peer, tell.clone()));
         Self {
             machine: Machine::new(Policy {
                 on_primary_loss: start.offer.on_primary_loss,
-                witness: false,
+                witness: start.offer.witness.is_some(),
                 staging_limit: settings.staging_limit,
                 backlog_epochs: settings.backlog_epochs,
                 backlog_bytes: settings.backlog_bytes,
@@ -125,6 +133,7 @@ impl Driver {
             failover: None,
             discard: None,
             refused: None,
+            asking,
             clock_told: false,
             record: start.record,
             status,
@@ -138,7 +147,8 @@ impl Driver {
     pub(super) async fn run(mut self) {
         self.publish(EventKind::Receiving, "receiving the first copy".into());
         loop {
-            let over = matches!(self.machine.state(), State::Discarded | State::Active);
+            let told = !self.record.owed || self.asking.is_none();
+            let over = matches!(self.machine.state(), State::Discarded | State::Active) && told;
             if over && self.session.is_none() {
                 return;
             }
@@ -276,6 +286,12 @@ impl Driver {
             Input::Place(Ok(())) => self.step(Event::LanUp),
             Input::Place(Err(text)) => self.step(Event::LanDown(text)),
             Input::Destroyed => self.step(Event::Destroyed),
+            Input::Witness(event) => self.step(event),
+            Input::WitnessAlarm(text) => self.publish(EventKind::WitnessTrouble, text),
+            Input::Recorded => {
+                self.record.owed = false;
+                self.save(self.record.phase);
+            }
         }
     }
 
@@ -294,13 +310,14 @@ impl Driver {
         }
         let said = self.said.clone().unwrap_or_else(|| "the receiver has ended".into());
         if self.machine.state() == State::Starting {
+            let mut backoff = copy::patient(Duration::from_millis(20), Duration::from_secs(1));
             let domains = loop {
                 match self.host.domains().await {
                     Ok(domains) => break domains,
                     // Nothing can be concluded from not knowing: the copy may run.
                     Err(error) => {
                         tracing::warn!("looking for the started copy: {error}");
-                        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+                        let _ = backoff.wait().await;
                     }
                 }
             };
@@ -404,19 +421,35 @@ impl Driver {
             }
             Action::SaveToken { seq, token } => {
                 self.record.token = token;
-                return Some(match self.records.save(&self.record) {
+                let saved = self.records.save(&self.record);
+                if let (Some(key), Some(asking), Ok(())) = (token.record(), &self.asking, &saved) {
+                    asking.accept(key);
+                }
+                return Some(match saved {
                     Ok(()) => Event::TokenSaved { seq },
                     Err(error) => Event::TokenUnsaved(error.to_string()),
                 });
             }
-            // The machine asks a witness only after the primary has named a record.
-            Action::Claim(_)
+            // A restarted daemon must give up what this one may have won (hazard F6).
+            asked @ (Action::Claim(_)
             | Action::Force(_)
             | Action::ConfirmClaim(_)
             | Action::Activate(_)
             | Action::ForceActive
             | Action::Forfeit(_)
-            | Action::WatchRecord(_) => tracing::error!("no witness is configured"),
+            | Action::WatchRecord(_)) => {
+                match asked {
+                    Action::Claim(_) | Action::Force(_) | Action::ForceActive => self.owe(true),
+                    Action::ConfirmClaim(key) | Action::Activate(key) => self.record.token = Token::Witness(key),
+                    Action::WatchRecord(_) => self.owe(false),
+                    _ => {}
+                }
+                match &mut self.asking {
+                    Some(asking) => asking.carry_out(asked),
+                    // The machine asks only after the primary has named a record.
+                    None => tracing::error!(domain = self.whose.name, "no witness is configured"),
+                }
+            }
             Action::Go => {
                 self.mark(|activation, now| activation.claimed = Some(now));
                 self.save(Phase::Starting);
@@ -473,6 +506,12 @@ impl Driver {
         if let Err(error) = self.records.save(&self.record) {
             tracing::error!(domain = self.whose.name, %error, "cannot record the protection's state; going on");
         }
+    }
+
+    /// Whether the witness has still to be told what becomes of a claim.
+    fn owe(&mut self, owed: bool) {
+        self.record.owed = owed;
+        self.save(self.record.phase);
     }
 
     fn update(&mut self) {

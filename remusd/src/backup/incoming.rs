@@ -20,6 +20,8 @@ use crate::ids::{DomId, Epoch, ProtectionId, SessionKey};
 use crate::link::session::Session;
 use crate::link::{Heartbeat, ProtectOffer, Role, Token};
 use crate::ops::EventLog;
+use crate::protect::ownership::Opened;
+use crate::witness::Host;
 
 /// An incoming protection as it stands.
 #[derive(Clone, Debug, PartialEq)]
@@ -174,6 +176,8 @@ pub(super) struct Start {
     pub key: SessionKey,
     pub receiver: Receiver,
     pub record: IncomingRecord,
+    /// The witness and the primary as it knows it, if one is used.
+    pub witness: Option<(Opened, Host)>,
     pub host: Arc<dyn BackupHost>,
     pub records: Arc<dyn RecordStore>,
     pub events: Arc<EventLog>,

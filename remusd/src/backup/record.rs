@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::BackupError;
 use crate::ids::{Epoch, Generation, Nonce, ProtectionId, SessionKey};
-use crate::link::Token;
+use crate::link::{ProtectOffer, Token};
 use crate::state::{STATE_VERSION, StateDir};
 
 /// How far a protection came.
@@ -41,6 +41,12 @@ pub struct IncomingRecord {
     /// The mode that was agreed last, written before it is acknowledged.
     #[serde(default)]
     pub token: Token,
+    /// Whether a claim was sent and the witness does not know yet what became of it.
+    #[serde(default)]
+    pub owed: bool,
+    /// What was agreed with the primary.
+    #[serde(default)]
+    pub offer: Option<ProtectOffer>,
 }
 
 impl IncomingRecord {
@@ -56,6 +62,8 @@ impl IncomingRecord {
             phase: Phase::Receiving,
             activated: None,
             token: Token::Primary,
+            owed: false,
+            offer: None,
         }
     }
 }

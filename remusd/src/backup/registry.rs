@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use self::checks::{check_memory, check_names, check_offer};
 use super::copy::{Whose, destroy_domain};
+use super::driver::witness::{activate, forfeit};
 use super::error::BackupError;
 use super::host::{BackupHost, IncomingDomain};
 use super::incoming::{self, IncomingHandle, IncomingStatus, Start, detection, domain_ref};
@@ -16,8 +17,10 @@ use super::record::{IncomingRecord, Phase, RecordStore};
 use crate::ids::ProtectionId;
 use crate::link::handshake::Incoming;
 use crate::link::transport::Connection;
-use crate::link::{LinkError, LinkOptions, ProtectOffer, Purpose, QueryEntry, RefuseCode, Role};
+use crate::link::{LinkError, LinkOptions, ProtectOffer, Purpose, QueryEntry, RefuseCode, Role, Token};
 use crate::ops::{EventKind, EventLog};
+use crate::protect::ownership::{FOR_EVER, Opened, WitnessSource};
+use crate::witness::{Answer, Host, HostId, Outcome};
 
 mod checks;
 
@@ -71,7 +74,8 @@ pub struct Registry {
     records: Arc<dyn RecordStore>,
     events: Arc<EventLog>,
     settings: Arc<BackupSettings>,
-    host_id: uuid::Uuid,
+    me: Host,
+    witnesses: Arc<dyn WitnessSource>,
     known: Mutex<Known>,
     closing: AtomicBool,
 }
@@ -80,6 +84,13 @@ impl std::fmt::Debug for Registry {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Registry").field("settings", &self.settings).finish_non_exhaustive()
     }
+}
+
+/// Everything that an accepted offer needs.
+struct Prepared {
+    receiver: super::receiver::Receiver,
+    witness: Option<(Opened, Host)>,
+    knows_record: bool,
 }
 
 /// Why an offer is not accepted.
@@ -109,7 +120,8 @@ impl Registry {
         records: Arc<dyn RecordStore>,
         events: Arc<EventLog>,
         settings: BackupSettings,
-        host_id: uuid::Uuid,
+        me: Host,
+        witnesses: Arc<dyn WitnessSource>,
     ) -> Result<Arc<Self>, BackupError> {
         let known = Known {
             records: records.load()?.into_iter().map(|record| (record.uuid, record)).collect(),
@@ -121,7 +133,8 @@ impl Registry {
             records,
             events,
             settings: Arc::new(settings),
-            host_id,
+            me,
+            witnesses,
             known: Mutex::new(known),
             closing: AtomicBool::new(false),
         }))
@@ -136,10 +149,13 @@ impl Registry {
     ///
     /// # Errors
     /// [`BackupError`] if the host cannot be asked or a record not be saved.
-    pub async fn recover(&self) -> Result<(), BackupError> {
+    pub async fn recover(self: &Arc<Self>) -> Result<(), BackupError> {
         let records: Vec<_> = self.known().records.values().cloned().collect();
         for mut record in records {
             if matches!(record.phase, Phase::Active | Phase::Discarded) {
+                if record.owed {
+                    self.settle_claim(&record);
+                }
                 continue;
             }
             let whose = Whose { uuid: record.uuid, name: record.name.clone() };
@@ -156,7 +172,10 @@ impl Registry {
             };
             self.records.save(&record)?;
             self.events.publish(domain_ref(record.uuid, &record.name, None), kind, detail);
-            self.known().records.insert(record.uuid, record);
+            self.known().records.insert(record.uuid, record.clone());
+            if record.owed {
+                self.settle_claim(&record);
+            }
         }
         Ok(())
     }
@@ -252,22 +271,24 @@ impl Registry {
         let slot = Arc::clone(self.known().slots.entry(offer.protection).or_default());
         let _accepting = slot.lock().await;
         let mut record = IncomingRecord::receiving(offer.protection, &offer.domain, peer.key);
+        record.offer = Some(offer.clone());
         let prepared = match self.prepare(&peer, &offer, &record).await {
-            Ok(receiver) => receiver,
+            Ok(prepared) => prepared,
             Err(Decline::Refuse(code, text)) => {
                 tracing::warn!(domain = offer.domain, from = peer.hello.host, "refused a protection: {text}");
                 return peer.refuse(code, text).await;
             }
             Err(Decline::Superseded(text)) => return peer.supersede(text).await,
         };
+        let Prepared { receiver, witness, knows_record } = prepared;
         let host_name = peer.hello.host.clone();
         let key = peer.key;
         let options = LinkOptions::for_detection(detection(&offer));
-        let session = match peer.welcome(self.host_id, false, &options).await {
+        let session = match peer.welcome(self.me.id.0, knows_record, &options).await {
             Ok(session) => session,
             Err(error) => {
                 // Dropping the receiver closes its input and kills it; it had not been given anything.
-                drop(prepared);
+                drop(receiver);
                 record.phase = Phase::Discarded;
                 self.remember(&record);
                 return Err(error);
@@ -279,8 +300,9 @@ impl Registry {
             offer,
             peer: host_name,
             key,
-            receiver: prepared,
+            receiver,
             record,
+            witness,
             host: Arc::clone(&self.host),
             records: Arc::clone(&self.records),
             events: Arc::clone(&self.events),
@@ -303,7 +325,7 @@ impl Registry {
         peer: &Incoming,
         offer: &ProtectOffer,
         record: &IncomingRecord,
-    ) -> Result<super::receiver::Receiver, Decline> {
+    ) -> Result<Prepared, Decline> {
         check_offer(offer)?;
         if self.closing.load(Ordering::SeqCst) {
             let text = "remusd on the backup is shutting down; try again when it runs";
@@ -318,6 +340,9 @@ impl Registry {
         if ours && domains.iter().any(|domain| whose.is_copy(domain)) {
             destroy_domain(self.host.as_ref(), &whose).await;
         }
+        let witness = self.open_witness(offer, &peer.hello.host)?;
+        let knows_record = self.witnesses.has_seen(offer.protection);
+        let knows_record = knows_record.map_err(|text| Decline::Refuse(RefuseCode::Host, text))?;
         check_names(offer, &self.host.domains().await?)?;
         check_memory(offer, self.host.free_memory_kib().await?)?;
         self.records.save(record)?;
@@ -328,7 +353,7 @@ impl Registry {
             Ok::<_, BackupError>(receiver)
         };
         match started.await {
-            Ok(receiver) => Ok(receiver),
+            Ok(receiver) => Ok(Prepared { receiver, witness, knows_record }),
             Err(error) => {
                 let mut record = record.clone();
                 record.phase = Phase::Discarded;
@@ -336,6 +361,53 @@ impl Registry {
                 Err(error.into())
             }
         }
+    }
+
+    /// The witness that the primary names: both hosts must be able to ask it.
+    fn open_witness(&self, offer: &ProtectOffer, name: &str) -> Result<Option<(Opened, Host)>, Decline> {
+        let Some(spec) = &offer.witness else { return Ok(None) };
+        let primary = Host { id: HostId(offer.host_id), name: name.to_owned() };
+        match self.witnesses.open(spec, offer.protection) {
+            Ok(opened) => Ok(Some((opened, primary))),
+            Err(text) => Err(Decline::Refuse(
+                RefuseCode::Offer,
+                format!("this host cannot use the witness that the primary names: {text}"),
+            )),
+        }
+    }
+
+    /// A claim of an earlier run of the daemon, whose copy runs or is gone: the witness is told which, however long that takes.
+    fn settle_claim(self: &Arc<Self>, record: &IncomingRecord) {
+        let (Some(offer), Token::Witness(key)) = (&record.offer, record.token) else { return };
+        let (runs, uuid) = (record.phase == Phase::Active, record.uuid);
+        let opened = match self.open_witness(offer, "") {
+            Ok(Some((opened, _))) => opened,
+            Ok(None) => return,
+            Err(Decline::Refuse(_, text) | Decline::Superseded(text)) => {
+                tracing::error!(domain = record.name, "telling the witness what became of a claim: {text}");
+                return;
+            }
+        };
+        let registry = Arc::clone(self);
+        tokio::spawn(async move {
+            let told = match runs {
+                true => {
+                    activate(&opened.keeper, key).await;
+                    true
+                }
+                // The claim may never have arrived, or be about to: settled first, since only a won one can be given up.
+                false => match opened.keeper.claim(key, FOR_EVER).await {
+                    Answer::Settled(Outcome::Won(record)) => forfeit(&opened.keeper, record.key()).await,
+                    Answer::Settled(_) => true,
+                    Answer::Unknown(_) => false,
+                },
+            };
+            let record = registry.known().records.get(&uuid).cloned();
+            if let Some(mut record) = record.filter(|record| told && record.token == Token::Witness(key)) {
+                record.owed = false;
+                registry.remember(&record);
+            }
+        });
     }
 
     fn check_generation(

@@ -11,6 +11,7 @@ pub mod resolve;
 pub mod run;
 pub mod service;
 pub mod setup;
+pub mod witness;
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
@@ -75,6 +76,8 @@ pub struct Daemon {
     /// Protections that are being set up, which takes as long as the peer takes to answer.
     starting: Arc<std::sync::Mutex<HashSet<ProtectionId>>>,
     pairing: OnceLock<Result<Arc<Pairing>, String>>,
+    /// The witnesses that protections name.
+    pub witnesses: Arc<witness::Witnesses>,
 }
 
 /// Keeps a second set-up of the same domain away until dropped.
@@ -92,8 +95,15 @@ impl Drop for Starting {
 impl Daemon {
     /// A daemon that holds nothing yet.
     #[must_use]
-    pub fn new(host: Host, state: StateDir, log: Arc<EventLog>, backups: Arc<crate::backup::Registry>) -> Self {
+    pub fn new(
+        host: Host,
+        state: StateDir,
+        log: Arc<EventLog>,
+        backups: Arc<crate::backup::Registry>,
+        witnesses: Arc<witness::Witnesses>,
+    ) -> Self {
         Self {
+            witnesses,
             host,
             state,
             log,

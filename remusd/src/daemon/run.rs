@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 
+use super::witness::{WITNESS_FILE, Witnesses};
 use super::{Daemon, Host, listen};
 use crate::api::server;
 use crate::backup::host::XenHost;
@@ -54,13 +55,15 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let backup_host =
         Arc::new(XenHost { hypervisor: hypervisor.clone(), store: store.clone(), xl: settings.xl.clone() });
     let receivers = Arc::new(ReceiverCommand { program: settings.xl.clone(), ..ReceiverCommand::default() });
+    let witnesses = Arc::new(Witnesses::new(state.clone(), WITNESS_FILE.into()));
     let backups = Registry::new(
         backup_host,
         receivers,
         Arc::new(state.clone()),
         log.clone(),
         BackupSettings::default(),
-        state.host_id()?,
+        state.host()?,
+        witnesses.clone(),
     )?;
     let host = Host {
         hypervisor,
@@ -69,7 +72,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         guard: Box::new(SuspendGuard::start_real),
         helper: settings.save_helper,
     };
-    let daemon = Arc::new(Daemon::new(host, state, log, backups.clone()));
+    let daemon = Arc::new(Daemon::new(host, state, log, backups.clone(), witnesses));
     backups.recover().await?;
     // Keys that cannot be used keep nobody from being recovered: a guest that runs must be sealed, whatever else is wrong.
     let pairing = match Keyring::open(&settings.state_dir.join("tls")) {

@@ -8,14 +8,16 @@ use super::{Daemon, Primary, monitor, resolve};
 use crate::api::{ApiError, ErrorCode};
 use crate::ids::{Generation, Nonce, ProtectionId, SessionKey};
 use crate::link::tls::Dial;
-use crate::link::{self, LinkError, LinkOptions, PrimaryLink, ProtectOffer, Transport};
+use crate::link::{self, Welcome, LinkError, LinkOptions, PrimaryLink, ProtectOffer, Transport};
 use crate::pair::{KeyringError, Pairing};
 use crate::protect::domain::DomainConfig;
 use crate::protect::driver::{self, Parts};
-use crate::protect::options::{OnPrimaryLoss, ProtectOptions, Target};
+use crate::protect::options::{Next, OnPrimaryLoss, ProtectOptions, Target, Then};
+use crate::protect::ownership::WitnessSource;
 use crate::protect::peer::{Outlet, PeerControl, PeerEvent, PeerLost};
 use crate::protect::peers::{blackhole::Blackhole, link as link_peer, stock};
 use crate::state::{PrimaryRecord, STATE_VERSION};
+use crate::witness;
 use crate::xen::{DomainInfo, GuestType, LogDirty, Suspender};
 
 /// The two paths to a peer, and what comes from it.
@@ -24,6 +26,8 @@ struct Peer {
     control: Arc<dyn PeerControl>,
     events: mpsc::UnboundedReceiver<PeerEvent>,
     self_acknowledging: bool,
+    /// What the backup said about itself.
+    welcome: Option<Welcome>,
 }
 
 fn failed(error: &dyn std::fmt::Display) -> ApiError {
@@ -123,6 +127,7 @@ impl Daemon {
             ));
         }
         let target = settle(target, &self.pairing())?;
+        self.check_witness(&target, &options).await?;
         let devices = super::devices::of(&*self.host.store, domid, found.info.guest_type).await?;
         let pause_deadline = std::time::Duration::from_millis(options.pause_deadline_ms);
         let model = super::devices::model(domid, found.info.guest_type, &self.host.store, pause_deadline)
@@ -135,9 +140,22 @@ impl Daemon {
         let generation = self.state.next_generation(domain.uuid, generations_from()).map_err(|e| failed(&e))?;
         let key = SessionKey { generation, nonce: Nonce::random() };
 
-        let offer = offer(domain.uuid, &domain.name, Some(&found.info), &options);
+        let offer = ProtectOffer {
+            host_id: self.state.host().map_err(|e| failed(&e))?.id.0,
+            witness: options.witness.clone(),
+            then: next_protection(&options),
+            ..offer(domain.uuid, &domain.name, Some(&found.info), &options)
+        };
         let peer = connect(&target, &self.pairing(), key, offer, &options, &config).await?;
 
+        let witness = match self.open_witness(&options, domain.uuid, generation, peer.welcome.as_ref()) {
+            Ok(witness) => witness,
+            Err(error) => {
+                peer.control.stop(&crate::protect::machine::StopWhy::Planned).await;
+                peer.control.close().await;
+                return Err(error);
+            }
+        };
         let (net_send, net_events) = mpsc::channel(256);
         let mut set = super::devices::set(&options, &self.host.store, net_send);
         if let Err(error) = set.setup(devices).await {
@@ -194,6 +212,7 @@ impl Daemon {
             log: self.log.clone(),
             toolstack: self.host.toolstack.clone(),
             helper: self.host.helper.clone(),
+            witness,
         };
         let unsafe_target = parts.self_acknowledging;
         let handle = Arc::new(driver::start(parts, suspender));
@@ -207,6 +226,56 @@ impl Daemon {
         });
         Ok(handle)
     }
+}
+
+impl Daemon {
+    /// Refuses a witness that could not decide: one on either host, or with a peer that knows nothing of it.
+    async fn check_witness(&self, target: &Target, options: &ProtectOptions) -> Result<(), ApiError> {
+        let Some(spec) = &options.witness else { return Ok(()) };
+        let peer = match target {
+            Target::Host { host, .. } => host.rsplit_once('@').map_or(host.as_str(), |(_, host)| host),
+            Target::Tls { host, .. } => host,
+            // Nobody knows where the command leads to; this host can still be told.
+            Target::Command(_) => "127.0.0.1",
+            Target::Blackhole | Target::StockReceiver(_) => {
+                let text = "--witness: the other side is no remusd and would not ask it";
+                return Err(ApiError::new(ErrorCode::Invalid, text));
+            }
+        };
+        self.witnesses.check(spec, peer).await.map_err(|text| ApiError::new(ErrorCode::Invalid, text))
+    }
+
+    fn open_witness(
+        &self,
+        options: &ProtectOptions,
+        uuid: ProtectionId,
+        at_least: Generation,
+        welcome: Option<&Welcome>,
+    ) -> Result<Option<driver::Witness>, ApiError> {
+        let (Some(spec), Some(welcome)) = (&options.witness, welcome) else { return Ok(None) };
+        let opened = self.witnesses.open(spec, uuid).map_err(|text| ApiError::new(ErrorCode::Failed, text))?;
+        let peer = witness::Host { id: witness::HostId(welcome.host_id), name: welcome.host.clone() };
+        if peer.id == opened.keeper.me().id {
+            return Err(ApiError::new(
+                ErrorCode::Conflict,
+                "both hosts have the same identity: one was made from a copy of the other's disk. Remove `host-id` from the state \
+                 folder of one of them",
+            ));
+        }
+        Ok(Some(driver::Witness { opened, peer, peer_has_seen: welcome.knows_record, at_least }))
+    }
+}
+
+/// What the backup does once it runs the guest, as told in the offer: protect it in turn.
+fn next_protection(options: &ProtectOptions) -> Option<String> {
+    let host = match &options.then {
+        Then::Nothing => return None,
+        Then::Back => link::handshake::host_name(),
+        Then::To(host) => host.clone(),
+    };
+    // What comes after that goes back to where it came from.
+    let options = ProtectOptions { then: Then::Back, ..options.clone() };
+    serde_json::to_string(&Next { target: Target::Host { host, ssh: None }, options }).ok()
 }
 
 /// Decides how to reach a host, for this protection and its recovery: by TLS if it is paired and nobody asked for ssh.
@@ -252,12 +321,14 @@ async fn connect(
             .await
             .map_err(|e| ApiError::new(ErrorCode::Peer, e.to_string()))?;
         tokio::spawn(link_peer::relay(link_events, send));
+        let welcome = sender.peer().clone();
         let control = Arc::new(link_peer::LinkControl::new(sender.clone()));
         return Ok(Peer {
             outlet: Box::new(link_peer::LinkOutlet(sender)),
             control,
             events,
             self_acknowledging: false,
+            welcome: Some(welcome),
         });
     }
     let (outlet, control): (Box<dyn Outlet>, Arc<dyn PeerControl>) = match target {
@@ -271,7 +342,7 @@ async fn connect(
     tokio::spawn(async move {
         send.closed().await;
     });
-    Ok(Peer { outlet, control, events, self_acknowledging: true })
+    Ok(Peer { outlet, control, events, self_acknowledging: true, welcome: None })
 }
 
 #[cfg(test)]

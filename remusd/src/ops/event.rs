@@ -39,6 +39,8 @@ pub enum EventKind {
     Holding,
     /// Who decides when one side is lost: the witness or the primary. ALARM when a configured witness does not.
     WhoDecides,
+    /// ALARM: the witness answers something that it must not: absent, rolled back, another store; detail says which.
+    WitnessTrouble,
     /// Primary: the other host has won the guest; this copy is frozen until that one runs or is given up.
     Yielding,
     /// Primary: the guest could not be moved; detail says what is so now.
@@ -116,6 +118,7 @@ impl EventLog {
             | EventKind::Holding
             | EventKind::Yielding
             | EventKind::Conflict
+            | EventKind::WitnessTrouble
             | EventKind::SwitchoverFailed
             | EventKind::ActivationFailed => {
                 tracing::error!(domain = domain.name, ?kind, "{detail}");

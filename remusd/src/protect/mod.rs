@@ -9,6 +9,7 @@ pub mod fate;
 pub mod machine;
 pub mod model;
 pub mod options;
+pub mod ownership;
 pub mod peer;
 pub mod peers;
 pub mod pump;

@@ -59,6 +59,28 @@ impl Target {
     }
 }
 
+/// What the backup's host does about protection once it runs the guest, after a failover or a switchover.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum Then {
+    /// Nothing: an operator protects it again.
+    #[default]
+    Nothing,
+    /// Protects it towards the host that it came from, as soon as that one answers.
+    Back,
+    /// Protects it towards this host, as soon as it answers.
+    To(String),
+}
+
+/// The protection that follows on a failover or a switchover, as the primary tells the backup beforehand.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Next {
+    /// Where to.
+    pub target: Target,
+    /// How.
+    pub options: ProtectOptions,
+}
+
 /// Options of one protection. Times are in milliseconds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -93,6 +115,8 @@ pub struct ProtectOptions {
     pub witness: Option<String>,
     /// The backup's xl does not stay behind as the monitor of the activated guest (`xl remus -e`).
     pub no_monitor: bool,
+    /// See [`Then`].
+    pub then: Then,
     /// UNSAFE: output is not held at all (`xl remus -n`).
     pub no_netbuffer: bool,
     /// UNSAFE: disks that are let pass although they are not replicated: a vdev name, or `all` (`xl remus -d`).
@@ -116,6 +140,7 @@ impl Default for ProtectOptions {
             netbuffer_script: None,
             no_monitor: false,
             witness: None,
+            then: Then::default(),
             no_netbuffer: false,
             unsafe_disks: Vec::new(),
         }
@@ -157,7 +182,7 @@ impl ProtectOptions {
     /// The machine's part of the options.
     #[must_use]
     pub fn policy(&self) -> Policy {
-        Policy { on_backup_loss: self.on_backup_loss, arm_pages: self.arm_pages, ..Policy::default() }
+        Policy { on_backup_loss: self.on_backup_loss, arm_pages: self.arm_pages, witness: self.witness.is_some(), ..Policy::default() }
     }
 
     /// `interval_ms` as a duration.

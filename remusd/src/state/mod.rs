@@ -99,20 +99,6 @@ impl StateDir {
         Ok(Self { root })
     }
 
-    /// The durable random id of this host's installation; made at the first call.
-    ///
-    /// # Errors
-    /// [`StateError`]; without it nobody can say who owns what.
-    pub fn host_id(&self) -> Result<uuid::Uuid, StateError> {
-        let path = self.root.join("host-id");
-        if path.exists() {
-            return get(&path);
-        }
-        let id = uuid::Uuid::new_v4();
-        put(&path, &id)?;
-        Ok(id)
-    }
-
     fn primary_path(&self, uuid: ProtectionId) -> PathBuf {
         self.root.join("primary").join(format!("{uuid}.json"))
     }

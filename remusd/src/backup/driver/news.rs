@@ -65,6 +65,7 @@ impl Driver {
                 tracing::error!(domain = self.whose.name, "cannot agree on who decides: {text}");
             }
             Report::Discarded(text) => {
+                self.record.owed = false;
                 self.save(Phase::Discarded);
                 self.status.send_modify(|status| status.domid = None);
                 self.publish(EventKind::Discarded, text);

@@ -29,6 +29,7 @@ struct Backup {
     receivers: Arc<FakeReceivers>,
     records: Arc<MemoryRecords>,
     events: Arc<EventLog>,
+    witnesses: fake::Witnesses,
 }
 
 impl Backup {
@@ -41,6 +42,8 @@ impl Backup {
         let receivers = Arc::new(FakeReceivers::new(Arc::clone(&host)));
         let records = Arc::new(records);
         let events = Arc::new(EventLog::default());
+        let witnesses = fake::Witnesses::new();
+        let me = witnesses.state.host().unwrap();
         let settings = BackupSettings {
             staging_limit: 1 << 20,
             stop_patience: Duration::from_millis(300),
@@ -53,10 +56,11 @@ impl Backup {
             records.clone(),
             events.clone(),
             settings,
-            uuid::Uuid::from_u128(0xb),
+            me,
+            Arc::new(witnesses.clone()),
         )
         .unwrap();
-        Self { registry, host, receivers, records, events }
+        Self { registry, host, receivers, records, events, witnesses }
     }
 
     fn handle(&self) -> IncomingHandle {

@@ -111,13 +111,17 @@ impl Driver {
                 }
             }
             Action::EnsureRunning => self.ensure_running().await,
-            Action::ArmRecord { .. }
+            asked @ (Action::ArmRecord { .. }
             | Action::Claim(_)
             | Action::ForceRecord(_)
             | Action::Activate(_)
             | Action::StopRecord(_)
             | Action::HandRecord(_)
-            | Action::WatchRecord(_) => tracing::error!("no witness is configured"),
+            | Action::WatchRecord(_)) => match &mut self.asking {
+                Some(asking) => asking.carry_out(asked),
+                // The machine asks only with a witness in its policy.
+                None => tracing::error!(domain = self.parts.domain.name, "no witness is configured"),
+            },
             Action::SaveToken(token) => {
                 self.parts.record.token = token;
                 let event = match self.save_record() {

@@ -6,8 +6,10 @@
 mod actions;
 mod cleanup;
 mod wait;
+mod witness;
 
 pub use wait::ended;
+pub use witness::Witness;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -118,6 +120,8 @@ pub struct Parts {
     pub toolstack: Arc<dyn Toolstack>,
     /// Where the save helper is, unless the default.
     pub helper: Option<std::path::PathBuf>,
+    /// The witness, if one is configured.
+    pub witness: Option<Witness>,
 }
 
 /// A handle on a running protection.
@@ -186,6 +190,7 @@ struct Driver {
     timer: Option<Instant>,
     stop_deadline: Option<Instant>,
     handover_deadline: Option<Instant>,
+    asking: Option<witness::Asking>,
     /// Who waits for a switchover.
     switchover: Option<oneshot::Sender<Result<Duration, String>>>,
     /// Cleaning up left something to `remus recover`.
@@ -210,7 +215,7 @@ struct PumpParts {
 
 /// Starts the protection's task. `Parts` are set up already: link agreed, devices set up.
 #[must_use]
-pub fn start(parts: Parts, suspender: Suspender) -> Handle {
+pub fn start(mut parts: Parts, suspender: Suspender) -> Handle {
     let (pump, pump_orders) = mpsc::channel(4);
     let (pump_send, pump_events) = mpsc::unbounded_channel();
     let (sent_send, sent) = watch::channel(Sent::default());
@@ -240,6 +245,7 @@ pub fn start(parts: Parts, suspender: Suspender) -> Handle {
         timer: None,
         stop_deadline: None,
         handover_deadline: None,
+        asking: parts.witness.take().map(witness::Asking::start),
         switchover: None,
         unfinished: false,
         pause_deadline: None,

@@ -7,6 +7,7 @@ use devices::netbuffer::NetEvent;
 use super::super::machine::{Event, GuestEnd, State};
 use super::super::peer::{GuestDoes, PeerEvent};
 use super::super::pump::PumpEvent;
+use super::witness::{Asking, Heard};
 use super::{Driver, Order};
 use crate::capture::{CaptureError, HelperCall};
 use crate::ops::EventKind;
@@ -49,6 +50,7 @@ impl Driver {
                 biased;
                 peer = self.parts.peer_events.recv(), if self.peer_open => Some(self.on_peer(peer)),
                 Some(order) = self.orders.recv() => self.on_order(order),
+                heard = heard(&mut self.asking) => self.on_witness(heard),
                 Some(pumped) = self.pump_events.recv() => self.on_pump(pumped),
                 done = suspend_done(&mut self.suspending) => Some(self.on_suspend(done)),
                 () = until(self.timer) => { self.timer = None; Some(Event::Timer) }
@@ -68,6 +70,16 @@ impl Driver {
             };
             if let Some(event) = event {
                 return event;
+            }
+        }
+    }
+
+    fn on_witness(&self, heard: Heard) -> Option<Event> {
+        match heard {
+            Heard::Event(event) => Some(event),
+            Heard::Alarm(text) => {
+                self.tell(EventKind::WitnessTrouble, text);
+                None
             }
         }
     }
@@ -284,6 +296,13 @@ impl Driver {
                 -1
             }
         }
+    }
+}
+
+async fn heard(asking: &mut Option<Asking>) -> Heard {
+    match asking {
+        Some(asking) => asking.heard().await,
+        None => std::future::pending().await,
     }
 }
 

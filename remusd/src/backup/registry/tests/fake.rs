@@ -332,3 +332,38 @@ pub(super) fn preamble() -> Bytes {
     bytes.put_u32_le(0);
     bytes.freeze()
 }
+
+/// A witness in memory as this backup reaches it, and what the backup remembers of it.
+#[derive(Clone)]
+pub(super) struct Witnesses {
+    pub store: crate::witness::memory::MemoryStore,
+    pub state: crate::state::StateDir,
+    _dir: Arc<tempfile::TempDir>,
+}
+
+impl Witnesses {
+    pub fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let state = crate::state::StateDir::open(dir.path()).unwrap();
+        Self { store: crate::witness::memory::MemoryStore::new("w"), state, _dir: Arc::new(dir) }
+    }
+
+    /// The same witness as the primary's host reaches it, with a memory of its own.
+    pub fn primary(&self) -> Self {
+        Self { store: self.store.other_host(), ..Self::new() }
+    }
+}
+
+impl WitnessSource for Witnesses {
+    fn open(&self, _: &str, protection: ProtectionId) -> Result<Opened, String> {
+        let store: Arc<dyn crate::witness::WitnessStore> = Arc::new(self.store.clone());
+        let (keeper, events) =
+            crate::witness::Keeper::start(protection, store, &self.state, None).map_err(|e| e.to_string())?;
+        let (_, health) = watch::channel(crate::witness::Health::Untried);
+        Ok(Opened { keeper, events, health, probe: None })
+    }
+
+    fn has_seen(&self, protection: ProtectionId) -> Result<bool, String> {
+        self.state.watermark(protection).map(|mark| mark.key.is_some()).map_err(|e| e.to_string())
+    }
+}
