@@ -68,6 +68,16 @@ pub enum Request {
         /// The operator asserts that the primary host is off. Without it the daemon refuses.
         primary_is_off: bool,
     },
+    /// On the primary: let the guest run on the backup, without loss. Answers with how long it stood still.
+    Switchover {
+        /// Domain name, id or UUID.
+        domain: String,
+    },
+    /// On either host: the operator asserts that no other copy runs or will; this one goes on although the witness does not say so.
+    AssumeAlone {
+        /// Domain name, id or UUID.
+        domain: String,
+    },
     /// On the backup: destroy the copy without activating it.
     Discard {
         /// Domain name or UUID.

@@ -345,6 +345,12 @@ impl Driver {
                     None => self.failover = Some(reply),
                 }
             }
+            Command::AssumeAlone { reply } => {
+                self.refused = None;
+                self.step(Event::AssumeAlone);
+                let answer = self.refused.take().map_or(Ok(()), |text| Err(CommandError::Refused(text)));
+                drop(reply.send(answer));
+            }
             Command::Discard { reply } => {
                 self.refused = None;
                 self.step(Event::OperatorDiscard);

@@ -93,6 +93,7 @@ pub struct ActivationReport {
 /// What an operator or the registry wants.
 pub(super) enum Command {
     Failover { primary_is_off: bool, reply: oneshot::Sender<Result<ActivationReport, CommandError>> },
+    AssumeAlone { reply: oneshot::Sender<Result<(), CommandError>> },
     Discard { reply: oneshot::Sender<Result<(), CommandError>> },
     Replace,
     Shutdown,
@@ -125,6 +126,16 @@ impl IncomingHandle {
     pub async fn failover(&self, primary_is_off: bool) -> Result<ActivationReport, CommandError> {
         let (reply, answer) = oneshot::channel();
         self.command(Command::Failover { primary_is_off, reply })?;
+        answer.await.map_err(|_| CommandError::Gone)?
+    }
+
+    /// An operator asserts that the guest runs nowhere else, although the witness does not answer: starts the built copy.
+    ///
+    /// # Errors
+    /// [`CommandError::Refused`] if the copy does not wait for the witness.
+    pub async fn assume_alone(&self) -> Result<(), CommandError> {
+        let (reply, answer) = oneshot::channel();
+        self.command(Command::AssumeAlone { reply })?;
         answer.await.map_err(|_| CommandError::Gone)?
     }
 

@@ -9,7 +9,7 @@ use crate::api::Request;
 use crate::api::types::default_socket;
 use crate::link::transport::DEFAULT_SSH;
 use crate::protect::machine::OnBackupLoss;
-use crate::protect::options::{OnPrimaryLoss, ProtectOptions, Target};
+use crate::protect::options::{OnPrimaryLoss, ProtectOptions, Target, Then};
 
 /// Keeps Xen guests running through the loss of their host.
 #[derive(Debug, Parser)]
@@ -88,6 +88,19 @@ pub enum Command {
         /// I have made sure that the primary host is off. If it is not, two copies may run.
         #[arg(long)]
         primary_is_off: bool,
+    },
+    /// On the primary: move the guest to the backup. Nothing is lost; how long it stood still is printed.
+    Switchover {
+        /// Domain name, id or UUID.
+        domain: String,
+    },
+    /// Let this host's copy go on although nobody says that it may: the other host and the witness are both silent.
+    AssumeAlone {
+        /// Domain name, id or UUID.
+        domain: String,
+        /// I know the risk: do not ask.
+        #[arg(long)]
+        yes: bool,
     },
     /// On the backup: destroy the copy without starting it.
     Discard {
@@ -170,6 +183,16 @@ pub struct Protect {
     /// held), stock-receiver (HOST is a command that runs `xl migrate-receive -r`), blackhole (no copy at all).
     #[arg(long = "unsafe", value_name = "WHAT")]
     pub unsafe_choices: Vec<String>,
+    /// Who decides when one host is lost: http(s)://HOST:PORT of an etcd (several with commas), script:/PATH, or `configured` for the
+    /// one in /etc/remus/witness.json. It must be on neither host. Without one only an operator can activate the backup.
+    #[arg(long, value_name = "WITNESS")]
+    pub witness: Option<String>,
+    /// After a failover or switchover the new primary protects the guest back to this host, once it answers.
+    #[arg(long, conflicts_with = "then")]
+    pub reprotect: bool,
+    /// As --reprotect, but to this host.
+    #[arg(long, value_name = "HOST")]
+    pub then: Option<String>,
     /// Stay until protection ends; Ctrl-C ends it.
     #[arg(long)]
     pub foreground: bool,
@@ -197,6 +220,12 @@ impl Protect {
             netbuffer_limit: self.netbuffer_limit,
             no_monitor: self.no_monitor,
             netbuffer_script: self.netbuffer_script.as_deref().map(program).transpose()?,
+            witness: self.witness.clone(),
+            then: match &self.then {
+                Some(host) => Then::To(host.clone()),
+                None if self.reprotect => Then::Back,
+                None => Then::Nothing,
+            },
             on_backup_loss: match self.on_backup_loss {
                 BackupLoss::Alone => OnBackupLoss::Alone,
                 BackupLoss::Hold => OnBackupLoss::Hold,
@@ -262,6 +291,8 @@ impl Args {
             Command::Failover { domain, primary_is_off } => {
                 Request::Failover { domain: domain.clone(), primary_is_off: *primary_is_off }
             }
+            Command::Switchover { domain } => Request::Switchover { domain: domain.clone() },
+            Command::AssumeAlone { domain, .. } => Request::AssumeAlone { domain: domain.clone() },
             Command::Discard { domain } => Request::Discard { domain: domain.clone() },
             // These go to the pairing socket.
             Command::Pair(_) | Command::Unpair { .. } | Command::Peers | Command::Keys { .. } => {

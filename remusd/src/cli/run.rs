@@ -42,6 +42,11 @@ pub async fn run(args: &Args) -> ExitCode {
         Ok(request) => request,
         Err(text) => return fail(args, &ApiError::new(ErrorCode::Invalid, text)),
     };
+    if let Command::AssumeAlone { domain, yes: false } = &args.command
+        && !confirmed(domain)
+    {
+        return fail(args, &ApiError::new(ErrorCode::Conflict, "nothing was done"));
+    }
     match talk(args, request).await {
         Ok(code) => code,
         Err(error) => fail(args, &error),
@@ -58,6 +63,19 @@ async fn pairing(args: &Args) -> Option<Result<serde_json::Value, ApiError>> {
         Command::Keys { keys } => super::pair::keys(&socket, *keys).await,
         _ => return None,
     })
+}
+
+/// Says what it risks and asks.
+fn confirmed(domain: &str) -> bool {
+    use std::io::{BufRead, Write};
+    eprint!(
+        "If another copy of {domain} runs, or comes to run, there will be two: clients see both, and what one of them wrote is lost.\n\
+         If the other host has gone on without this one, what it did since is lost to the clients of this copy.\n\
+         Go on only if you KNOW that the other host is off or does not run {domain}. Type the domain's name to go on: "
+    );
+    let _ = std::io::stderr().flush();
+    let mut line = String::new();
+    std::io::stdin().lock().read_line(&mut line).is_ok() && line.trim() == domain
 }
 
 fn fail(args: &Args, error: &ApiError) -> ExitCode {

@@ -56,6 +56,8 @@ pub struct Primary {
     pub generation: Generation,
     /// Whether acknowledgements are only pretended.
     pub unsafe_target: bool,
+    /// Whether a witness was asked for.
+    pub witness: bool,
     /// The running protection.
     pub handle: Arc<driver::Handle>,
 }
@@ -76,6 +78,8 @@ pub struct Daemon {
     /// Protections that are being set up, which takes as long as the peer takes to answer.
     starting: Arc<std::sync::Mutex<HashSet<ProtectionId>>>,
     pairing: OnceLock<Result<Arc<Pairing>, String>>,
+    /// Witnesses of protections that are being recovered.
+    recovering: std::sync::Mutex<HashMap<ProtectionId, crate::protect::ownership::Opened>>,
     /// The witnesses that protections name.
     pub witnesses: Arc<witness::Witnesses>,
 }
@@ -104,6 +108,7 @@ impl Daemon {
     ) -> Self {
         Self {
             witnesses,
+            recovering: std::sync::Mutex::default(),
             host,
             state,
             log,
@@ -151,7 +156,17 @@ impl Daemon {
         let handles: Vec<_> = self.primaries.lock().await.values().map(|p| p.handle.clone()).collect();
         let ends = handles.into_iter().map(|handle| async move {
             // Held output is an operator's to release, not a restart's (R9): the record and the closed plug stay for recovery.
-            let undecided = |s: &driver::Snapshot| matches!(s.state, State::Holding(_) | State::Arbitrating(_));
+            let undecided = |s: &driver::Snapshot| {
+                matches!(
+                    s.state,
+                    State::Holding(_)
+                        | State::Arbitrating(_)
+                        | State::Yielding(_)
+                        | State::HandingOver(_)
+                        | State::HandedOver(_)
+                        | State::Unrecorded(_)
+                )
+            };
             let mut snapshot = handle.snapshot.clone();
             if undecided(&snapshot.borrow()) {
                 return;

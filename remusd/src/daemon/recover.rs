@@ -10,10 +10,12 @@ use devices::netbuffer::NetError;
 use super::{Daemon, monitor, setup};
 use crate::api::{ApiError, ErrorCode};
 use crate::ids::{Nonce, ProtectionId, SessionKey};
-use crate::link::{LinkError, LinkEvent, LinkOptions, PrimaryLink, Role, StopReason, Transport};
+use crate::link::{LinkError, LinkEvent, LinkOptions, PrimaryLink, Role, StopReason, Token, Transport};
 use crate::ops::{Backoff, DomainRef, EventKind};
+use crate::protect::ownership::{FOR_EVER, WitnessSource};
 use crate::protect::recovery::{Action, Event, Known, Recovery};
 use crate::state::{PrimaryRecord, start_time};
+use crate::witness::{Answer, Keeper, Outcome, Watched};
 use crate::xen::{DomainInfo, Suspender};
 
 /// How long the peer is asked before its silence counts.
@@ -35,8 +37,16 @@ impl Daemon {
         let recoveries = records.into_iter().map(|record| {
             let daemon = self.clone();
             async move {
-                if let Err(error) = daemon.recover(record, false).await {
-                    tracing::error!("{error}");
+                // The witness may take for ever, and nobody else should wait for that. Sealing comes first in every case.
+                let waits = record.token != Token::Primary;
+                let work = async move {
+                    if let Err(error) = daemon.recover(record, false).await {
+                        tracing::error!("{error}");
+                    }
+                };
+                match waits {
+                    true => drop(tokio::spawn(work)),
+                    false => work.await,
                 }
             }
         });
@@ -83,9 +93,12 @@ impl Daemon {
             present: info.is_some(),
             assume_owner,
             peer: transport.is_some().then(|| record.target.label()),
+            token: record.token,
+            handed_over: record.handed_over,
             on_backup_loss: record.options.on_backup_loss,
             on_primary_loss: record.options.on_primary_loss,
         });
+        let mut frozen = false;
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(3), ASK_PEER)
             .map_err(|error| failed(error.to_string()))?;
         loop {
@@ -112,10 +125,52 @@ impl Daemon {
                     },
                     None => Event::NotDiscarded("there is no way to it".into()),
                 },
+                Action::Claim(key) => match self.recovery_keeper(&record) {
+                    Ok(keeper) => claimed(keeper.claim(key, ASK_PEER).await),
+                    Err(text) => Event::ClaimRefused(text),
+                },
+                Action::AwaitClaim(key, text) => {
+                    let text = format!("{text}: the guest runs SEALED until the witness says who owns it");
+                    self.log.publish(domain.clone(), EventKind::Holding, text);
+                    match self.recovery_keeper(&record) {
+                        Ok(keeper) => claimed(keeper.claim(key, FOR_EVER).await),
+                        Err(text) => Event::ClaimRefused(text),
+                    }
+                }
+                Action::Activate(key) => {
+                    if let Ok(keeper) = self.recovery_keeper(&record) {
+                        tokio::spawn(async move { keeper.activate(key, FOR_EVER).await });
+                    }
+                    Event::Recording
+                }
+                Action::Freeze(text) => {
+                    if info.as_ref().is_some_and(|info| !info.state.paused) && !frozen {
+                        self.host.hypervisor.pause(record.domid).await.map_err(|e| failed(e.to_string()))?;
+                    }
+                    frozen = true;
+                    let text =
+                        format!("{text}. The guest here is frozen and sealed until that copy runs or is given up");
+                    self.log.publish(domain.clone(), EventKind::Yielding, text);
+                    Event::Frozen
+                }
+                Action::WatchRecord(_) => match self.recovery_keeper(&record) {
+                    Ok(keeper) => match keeper.watch_until_settled().await {
+                        Watched::Superseded(record) => Event::RecordActive(record.to_string()),
+                        Watched::Free(_) => Event::RecordForfeited,
+                    },
+                    Err(text) => Event::ClaimRefused(text),
+                },
                 Action::Wait => match backoff.wait().await {
                     Ok(()) => Event::Waited,
                     Err(_) => Event::PatienceOver,
                 },
+                Action::TakeOver(text)
+                    if frozen || info.as_ref().is_some_and(|info| record.armed && info.state.paused) =>
+                {
+                    // By us, now or in an earlier life.
+                    self.host.hypervisor.unpause(record.domid).await.map_err(|e| failed(e.to_string()))?;
+                    return self.take_over(&record, domain, info.is_some(), &text).await;
+                }
                 Action::TakeOver(text) => return self.take_over(&record, domain, info.is_some(), &text).await,
                 Action::GiveUp(text) => return self.give_up(&record, domain, info.is_some(), &text).await,
                 Action::StandAside(text) => {
@@ -137,6 +192,21 @@ impl Daemon {
             };
             action = recovery.step(event);
         }
+    }
+
+    /// Asks the witness about a protection of an earlier life of this daemon.
+    fn recovery_keeper(&self, record: &PrimaryRecord) -> Result<Keeper, String> {
+        let Some(spec) = &record.options.witness else {
+            return Err("the protection's record names no witness".into());
+        };
+        let mut keepers = self.recovering.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(opened) = keepers.get(&record.uuid) {
+            return Ok(opened.keeper.clone());
+        }
+        let opened = self.witnesses.open(spec, record.uuid)?;
+        let keeper = opened.keeper.clone();
+        keepers.insert(record.uuid, opened);
+        Ok(keeper)
     }
 
     async fn take_over(
@@ -263,6 +333,16 @@ impl Daemon {
 
 fn failed(record: &PrimaryRecord, text: &str) -> ApiError {
     ApiError::new(ErrorCode::Failed, format!("Recovering {}: {text}", record.name))
+}
+
+fn claimed(answer: Answer) -> Event {
+    match answer {
+        Answer::Settled(Outcome::Won(record)) => Event::ClaimWon(record.key()),
+        Answer::Settled(Outcome::Lost(record)) => Event::ClaimLost(record.to_string()),
+        Answer::Settled(Outcome::Refused(why)) => Event::ClaimRefused(why.to_string()),
+        Answer::Settled(Outcome::Seen(record)) => Event::ClaimUnknown(record.to_string()),
+        Answer::Unknown(why) => Event::ClaimUnknown(why),
+    }
 }
 
 async fn seal_all(record: &PrimaryRecord) -> Result<(), String> {

@@ -7,10 +7,14 @@ use crate::api::server::{Answer, Caller, Service};
 use crate::api::{ApiError, ErrorCode, Reply, Request, Role, StatusRow};
 use crate::backup::IncomingStatus;
 use crate::ids::ProtectionId;
+use crate::link::Token;
 use crate::ops::Event;
 use crate::protect::driver::{Handle, Order};
 use crate::protect::machine::{Outcome, State};
 use crate::protect::pump::Sent;
+
+/// How long an operator's word may take to be carried out.
+const ASSUME: std::time::Duration = std::time::Duration::from_secs(10);
 
 type Answered = Result<serde_json::Value, ApiError>;
 
@@ -45,18 +49,20 @@ impl Service for Daemon {
                 Ok(serde_json::Value::Null)
             }
             Request::Failover { domain, primary_is_off } => {
-                if !primary_is_off {
+                let handle = self.incoming(&domain)?;
+                if !primary_is_off && handle.status().token == Token::Primary {
                     return Err(ApiError::new(
                         ErrorCode::Conflict,
                         format!(
-                            "Without a witness only you can know that the primary host is off. Make sure that it is (power, not \
+                            "Without the witness only you can know that the primary host is off. Make sure that it is (power, not \
                              ping), then: remus failover {domain} --primary-is-off"
                         ),
                     ));
                 }
-                let handle = self.incoming(&domain)?;
-                let report =
-                    handle.failover(true).await.map_err(|e| ApiError::new(ErrorCode::Conflict, e.to_string()))?;
+                let report = handle
+                    .failover(primary_is_off)
+                    .await
+                    .map_err(|e| ApiError::new(ErrorCode::Conflict, e.to_string()))?;
                 let mut value = serde_json::to_value(report).unwrap_or_default();
                 if let Some(object) = value.as_object_mut() {
                     let text = format!(
@@ -67,6 +73,8 @@ impl Service for Daemon {
                 }
                 Ok(value)
             }
+            Request::Switchover { domain } => self.switch_over(&domain).await,
+            Request::AssumeAlone { domain } => self.assume_alone(&domain).await,
             Request::Discard { domain } => {
                 self.incoming(&domain)?
                     .discard()
@@ -116,6 +124,16 @@ impl Daemon {
         if handle.outcome.borrow().is_some() {
             return Err(ApiError::new(ErrorCode::NotFound, format!("The protection of {typed} has ended already")));
         }
+        let snapshot = handle.snapshot.borrow().clone();
+        let undecided = matches!(snapshot.state, State::Holding(_) | State::Yielding(_) | State::HandedOver(_));
+        if undecided && snapshot.token != Token::Primary {
+            return Err(ApiError::new(
+                ErrorCode::Conflict,
+                format!(
+                    "The witness decides who runs {typed}, and has not; `remus assume-alone {typed}` goes on without it"
+                ),
+            ));
+        }
         handle.order(Order::Stop);
         match handle.ended().await {
             Outcome::Stopped => Ok(message(format!("{typed} is not protected any more and runs on; no copy is left"))),
@@ -125,6 +143,56 @@ impl Daemon {
             Outcome::Superseded(text) | Outcome::HandedOver(text) => {
                 Err(ApiError::new(ErrorCode::Conflict, format!("{typed} runs elsewhere: {text}")))
             }
+        }
+    }
+
+    async fn switch_over(&self, typed: &str) -> Answered {
+        let Some((_, handle)) = self.primary_of(typed).await else {
+            return Err(ApiError::new(ErrorCode::NotFound, format!("{typed} is not protected from this host")));
+        };
+        let (answer, done) = tokio::sync::oneshot::channel();
+        handle.order(Order::SwitchOver(answer));
+        match done.await {
+            Ok(Ok(downtime)) => {
+                let ms = downtime.as_millis() as u64;
+                let text = format!("{typed} runs on the other host; it stood still for at most {ms} ms");
+                Ok(serde_json::json!({ "message": text, "downtime_ms": ms }))
+            }
+            Ok(Err(text)) => Err(ApiError::new(ErrorCode::Conflict, format!("{typed} was not moved: {text}"))),
+            Err(_) => {
+                Err(ApiError::new(ErrorCode::Conflict, format!("The protection of {typed} is over; nothing was moved")))
+            }
+        }
+    }
+
+    async fn assume_alone(self: &Arc<Self>, typed: &str) -> Answered {
+        let Some((_, handle)) = self.primary_of(typed).await.filter(|(_, h)| h.outcome.borrow().is_none()) else {
+            if let Ok(handle) = self.incoming(typed) {
+                handle.assume_alone().await.map_err(|e| ApiError::new(ErrorCode::Conflict, e.to_string()))?;
+                return Ok(message(format!("{typed} is started on this host on your word")));
+            }
+            return self.recover_asked(Some(typed), true).await;
+        };
+        let waits = |s: &crate::protect::driver::Snapshot| {
+            matches!(s.state, State::Holding(_) | State::Yielding(_) | State::Arbitrating(_))
+        };
+        let mut snapshot = handle.snapshot.clone();
+        if !waits(&snapshot.borrow()) {
+            return Err(ApiError::new(
+                ErrorCode::Conflict,
+                format!("{typed} waits for nobody's answer: there is nothing to assume; see `remus status`"),
+            ));
+        }
+        handle.order(Order::AssumeAlone);
+        let gone_on = snapshot.wait_for(|s| !waits(s));
+        match tokio::time::timeout(ASSUME, gone_on).await {
+            Ok(_) => Ok(message(format!("{typed} goes on here alone, UNPROTECTED, on your word"))),
+            Err(_) => Err(ApiError::new(
+                ErrorCode::Failed,
+                format!(
+                    "{typed} still waits: the other host had won it, and only the witness can take that back; it is asked on"
+                ),
+            )),
         }
     }
 
@@ -188,6 +256,10 @@ fn primary_row(primary: &super::Primary) -> StatusRow {
         }
         (None, State::Retrying(_)) => ("guest-stuck", "the guest does not suspend; its output waits".into()),
         (None, State::CleaningUp(_) | State::Ended(_)) => ("ending", String::new()),
+        (None, _) if snapshot.protected && primary.witness && snapshot.token == Token::Primary => (
+            "protected",
+            "DEGRADED: the witness does not decide; if this host fails only an operator can activate the copy".into(),
+        ),
         (None, _) if snapshot.protected => ("protected", String::new()),
         (None, _) => ("syncing", "not protected yet".into()),
     };

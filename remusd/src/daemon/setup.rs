@@ -8,7 +8,7 @@ use super::{Daemon, Primary, monitor, resolve};
 use crate::api::{ApiError, ErrorCode};
 use crate::ids::{Generation, Nonce, ProtectionId, SessionKey};
 use crate::link::tls::Dial;
-use crate::link::{self, Welcome, LinkError, LinkOptions, PrimaryLink, ProtectOffer, Transport};
+use crate::link::{self, LinkError, LinkOptions, PrimaryLink, ProtectOffer, Transport, Welcome};
 use crate::pair::{KeyringError, Pairing};
 use crate::protect::domain::DomainConfig;
 use crate::protect::driver::{self, Parts};
@@ -215,9 +215,10 @@ impl Daemon {
             witness,
         };
         let unsafe_target = parts.self_acknowledging;
+        let witness = parts.witness.is_some();
         let handle = Arc::new(driver::start(parts, suspender));
         let uuid = domain.uuid;
-        let primary = Primary { domain, target, generation, unsafe_target, handle: handle.clone() };
+        let primary = Primary { domain, target, generation, unsafe_target, witness, handle: handle.clone() };
         self.primaries.lock().await.insert(uuid, primary);
         let (daemon, watched) = (self.clone(), handle.clone());
         tokio::spawn(async move {

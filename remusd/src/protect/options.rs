@@ -182,7 +182,12 @@ impl ProtectOptions {
     /// The machine's part of the options.
     #[must_use]
     pub fn policy(&self) -> Policy {
-        Policy { on_backup_loss: self.on_backup_loss, arm_pages: self.arm_pages, witness: self.witness.is_some(), ..Policy::default() }
+        Policy {
+            on_backup_loss: self.on_backup_loss,
+            arm_pages: self.arm_pages,
+            witness: self.witness.is_some(),
+            ..Policy::default()
+        }
     }
 
     /// `interval_ms` as a duration.

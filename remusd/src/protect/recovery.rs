@@ -6,7 +6,7 @@
 
 use super::machine::OnBackupLoss;
 use super::options::OnPrimaryLoss;
-use crate::link::Role;
+use crate::link::{RecordKey, Role, Token};
 
 /// What is known before anything is done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +21,10 @@ pub struct Known {
     pub assume_owner: bool,
     /// The peer's name, if there is a `remusd` that can be asked.
     pub peer: Option<String>,
+    /// Who decides: the durable mode (hazard F19).
+    pub token: Token,
+    /// Whether the guest was given to the backup without a witness: then only its word gives it back.
+    pub handed_over: bool,
     /// What was to be done on the loss of the backup.
     pub on_backup_loss: OnBackupLoss,
     /// What the backup was told to do on the loss of this host.
@@ -46,6 +50,22 @@ pub enum Event {
     Waited,
     /// The time for asking is used up.
     PatienceOver,
+    /// The record is ours.
+    ClaimWon(RecordKey),
+    /// The peer has won it.
+    ClaimLost(String),
+    /// The record is absent, rolled back or not ours.
+    ClaimRefused(String),
+    /// The witness does not tell; asking goes on.
+    ClaimUnknown(String),
+    /// That the guest runs here is being recorded.
+    Recording,
+    /// The guest's vCPUs are stopped.
+    Frozen,
+    /// The record says that the peer's copy runs.
+    RecordActive(String),
+    /// The record may be claimed again.
+    RecordForfeited,
 }
 
 /// The one thing to do next.
@@ -61,6 +81,16 @@ pub enum Action {
     DiscardAtPeer,
     /// Wait a little before asking again.
     Wait,
+    /// Claim exactly this record.
+    Claim(RecordKey),
+    /// Say that the guest stays sealed for now, since the witness does not tell who owns it, and wait for how the claim ends.
+    AwaitClaim(RecordKey, String),
+    /// Record that the guest runs here, for as long as that takes; do not wait for it.
+    Activate(RecordKey),
+    /// Stop the guest's vCPUs and say why: the peer has won, and its copy may yet fail to start (hazard F6).
+    Freeze(String),
+    /// Watch the record until the peer's copy runs or it may be claimed.
+    WatchRecord(RecordKey),
     /// This host owns the guest: unseal, put everything back, forget the record. The last action.
     TakeOver(String),
     /// The peer owns it: freeze and destroy the copy here, sealed throughout. The last action.
@@ -111,8 +141,28 @@ impl Recovery {
                 self.last = Last::Holds(text);
                 Action::Wait
             }
+            Event::ClaimWon(key) => {
+                // A newer one after a force of an earlier life.
+                self.known.token = Token::Witness(key);
+                Action::Activate(key)
+            }
+            Event::Recording => Action::TakeOver("the witness says that the guest is this host's".into()),
+            Event::ClaimLost(text) => Action::Freeze(text),
+            Event::ClaimRefused(text) => Action::StaySealed(text),
+            Event::ClaimUnknown(text) => self.with_record(|key| Action::AwaitClaim(key, text)),
+            Event::Frozen => self.with_record(Action::WatchRecord),
+            Event::RecordActive(text) => Action::GiveUp(format!("{} runs the guest ({text})", self.name())),
+            Event::RecordForfeited => self.with_record(Action::Claim),
             Event::Waited => Action::AskPeer,
             Event::PatienceOver => self.out_of_patience(),
+        }
+    }
+
+    /// For what happens only with a record.
+    fn with_record(&self, action: impl FnOnce(RecordKey) -> Action) -> Action {
+        match self.known.token.record() {
+            Some(key) => action(key),
+            None => Action::StaySealed("the witness answered although it does not decide".into()),
         }
     }
 
@@ -135,6 +185,10 @@ impl Recovery {
             let text =
                 format!("no domain is left here; what {} holds may be the only copy and is not touched", self.name());
             return Action::StandAside(text);
+        }
+        // The peer's word is no proof: it may have lost the record to nobody but us (R3).
+        if let Token::Witness(key) = known.token {
+            return Action::Claim(key);
         }
         if known.peer.is_none() {
             return Action::TakeOver("there is no remusd at the other side".into());
@@ -167,6 +221,11 @@ impl Recovery {
             Last::Silent(text) => text.as_str(),
             Last::Nothing => "it was not asked",
         };
+        if self.known.handed_over {
+            return Action::StaySealed(format!(
+                "the guest was handed over to {peer}, which does not answer ({silence})"
+            ));
+        }
         if self.known.on_backup_loss == OnBackupLoss::Hold {
             return Action::StaySealed(format!("{peer} does not answer ({silence}) and output was to be held then"));
         }
@@ -193,9 +252,19 @@ mod tests {
             present: true,
             assume_owner: false,
             peer: Some("b".into()),
+            token: Token::Primary,
+            handed_over: false,
             on_backup_loss: OnBackupLoss::Alone,
             on_primary_loss: OnPrimaryLoss::Wait,
         }
+    }
+
+    fn key() -> RecordKey {
+        RecordKey { generation: crate::ids::Generation(5), nonce: crate::ids::Nonce(uuid::Uuid::from_u128(9)) }
+    }
+
+    fn decided() -> Known {
+        Known { token: Token::Witness(key()), ..known() }
     }
 
     fn through(known: Known, events: &[Event]) -> Vec<Action> {
@@ -247,6 +316,38 @@ mod tests {
         assert!(matches!(last(hold, &silent), Action::StaySealed(_)));
         let activates = Known { on_primary_loss: OnPrimaryLoss::Activate, ..known() };
         assert!(matches!(last(activates, &silent), Action::StaySealed(_)));
+    }
+
+    #[test]
+    fn with_a_witness_only_its_record_decides() {
+        let won = [Event::ClaimWon(key()), Event::Recording];
+        assert_eq!(last(decided(), &[]), Action::Claim(key()), "the peer is not asked");
+        assert_eq!(last(decided(), &won[..1]), Action::Activate(key()));
+        assert!(matches!(last(decided(), &won), Action::TakeOver(_)));
+        assert!(matches!(last(decided(), &[Event::ClaimRefused("absent".into())]), Action::StaySealed(_)));
+        let unknown = [&[Event::ClaimUnknown("x".into())][..], &won].concat();
+        assert!(matches!(last(decided(), &unknown[..1]), Action::AwaitClaim(..)));
+        assert!(matches!(last(decided(), &unknown), Action::TakeOver(_)));
+    }
+
+    /// F6: lost is frozen, neither opened nor destroyed before the winner runs.
+    #[test]
+    fn a_lost_record_is_watched() {
+        let lost = [Event::ClaimLost("B".into()), Event::Frozen];
+        assert!(matches!(last(decided(), &lost[..1]), Action::Freeze(_)));
+        assert_eq!(last(decided(), &lost), Action::WatchRecord(key()));
+        let active = [&lost[..], &[Event::RecordActive("runs on B".into())]].concat();
+        assert!(matches!(last(decided(), &active), Action::GiveUp(_)));
+        let forfeited = [&lost[..], &[Event::RecordForfeited]].concat();
+        assert_eq!(last(decided(), &forfeited), Action::Claim(key()));
+    }
+
+    #[test]
+    fn a_guest_that_was_handed_over_waits_for_the_peers_word() {
+        let handed = Known { handed_over: true, ..known() };
+        let silent = [Event::Silent("cut".into()), Event::PatienceOver];
+        assert!(matches!(last(handed.clone(), &silent), Action::StaySealed(_)));
+        assert!(matches!(last(handed, &[Event::Peer(Role::Discarded)]), Action::TakeOver(_)));
     }
 
     /// A host that lost power has nothing to own: having the peer destroy its copy would leave none at all (hazard F6).

@@ -87,7 +87,11 @@ impl Asking {
         });
     }
 
-    fn ask(&self, answer: impl Future<Output = Answer> + Send + 'static, known: impl Fn(Outcome) -> Event + Send + 'static) {
+    fn ask(
+        &self,
+        answer: impl Future<Output = Answer> + Send + 'static,
+        known: impl Fn(Outcome) -> Event + Send + 'static,
+    ) {
         let (tell, newest) = (self.tell.clone(), Arc::clone(&self.newest));
         let mine = newest.fetch_add(1, Ordering::SeqCst) + 1;
         tokio::spawn(async move {

@@ -4,6 +4,7 @@ mod failover;
 mod failures;
 mod fake;
 mod offers;
+mod witness;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -38,11 +39,14 @@ impl Backup {
     }
 
     fn with_records(records: MemoryRecords) -> Self {
+        Self::with_witnesses(records, fake::Witnesses::new())
+    }
+
+    fn with_witnesses(records: MemoryRecords, witnesses: fake::Witnesses) -> Self {
         let host = Arc::new(FakeHost::default());
         let receivers = Arc::new(FakeReceivers::new(Arc::clone(&host)));
         let records = Arc::new(records);
         let events = Arc::new(EventLog::default());
-        let witnesses = fake::Witnesses::new();
         let me = witnesses.state.host().unwrap();
         let settings = BackupSettings {
             staging_limit: 1 << 20,

@@ -215,3 +215,6 @@ async fn activate(keeper: Keeper, key: RecordKey) {
     }
 }
 
+#[cfg(test)]
+#[path = "witness_tests.rs"]
+mod tests;

@@ -108,6 +108,10 @@ pub(super) struct MemoryRecords {
 }
 
 impl MemoryRecords {
+    pub fn record(&self, uuid: ProtectionId) -> Option<IncomingRecord> {
+        self.records.lock().unwrap().iter().find(|record| record.uuid == uuid).cloned()
+    }
+
     pub fn phase(&self, uuid: ProtectionId) -> Option<Phase> {
         self.records.lock().unwrap().iter().find(|record| record.uuid == uuid).map(|record| record.phase)
     }
@@ -321,7 +325,10 @@ impl Xl {
 }
 
 pub(super) fn config(name: &str, uuid: ProtectionId) -> Bytes {
-    format!("{{\"c_info\":{{\"name\":\"{name}\",\"uuid\":\"{uuid}\",\"domid\":7}},\"b_info\":{{}}}}").into()
+    format!(
+        "{{\"c_info\":{{\"name\":\"{name}\",\"uuid\":\"{uuid}\",\"domid\":7}},\"b_info\":{{}},\"nics\":[{{\"bridge\":\"xenbr0\"}}]}}"
+    )
+    .into()
 }
 
 /// libxc image header, domain header and STATIC_DATA_END.
