@@ -34,6 +34,7 @@ pub struct Envelope {
 /// What can be asked. Everything but `status` and `events` acts, and needs root.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[allow(clippy::large_enum_variant, reason = "one at a time, never kept")]
 pub enum Request {
     /// Start a protection. Event lines follow until the guest is protected (or not).
     Protect {
