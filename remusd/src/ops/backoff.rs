@@ -3,19 +3,16 @@
 //! ```
 //! # use remusd::ops::Backoff;
 //! # use std::time::Duration;
-//! # async fn peer_is_up() -> bool { true }
-//! # async fn example() -> bool {
-//! let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_secs(1), Duration::from_secs(30)).unwrap();
-//! loop {
-//!     if peer_is_up().await {
-//!         break true;
-//!     }
-//!     if backoff.wait().await.is_err() {
-//!         break false;
-//!     }
-//! }
+//! # async fn ask_peer() -> Option<String> { None }
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_secs(1), Duration::from_secs(30))?;
+//! // Asks at once, then after 10 ms, 20 ms, 40 ms ... 1 s, 1 s, and for the last time 30 s after the beginning.
+//! let answer = backoff.until(ask_peer).await?;
+//! # Ok(())
 //! # }
 //! ```
+//!
+//! Where the tries differ or errors end them early, the same by hand: `loop { try, break if done; backoff.wait().await?; }`.
 
 use std::time::Duration;
 
@@ -24,18 +21,30 @@ use tokio::time::Instant;
 /// Waits that double from `first` up to `cap`, until `total` has passed since construction.
 #[derive(Debug)]
 pub struct Backoff {
+    first: Duration,
     next: Duration,
     cap: Duration,
-    deadline: Instant,
+    deadline: Option<Instant>,
+    jitter: f64,
+    random: u64,
 }
 
 /// The settings of a [`Backoff`] make no sense.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("Invalid backoff: first wait {first:?}, cap {cap:?}, total {total:?}; want 0 < first <= cap <= total")]
-pub struct InvalidBackoff {
-    first: Duration,
-    cap: Duration,
-    total: Duration,
+#[derive(Debug, thiserror::Error, PartialEq)]
+pub enum InvalidBackoff {
+    /// The times are not in order.
+    #[error("Invalid backoff: first wait {first:?}, cap {cap:?}, total {total:?}; want 0 < first <= cap <= total")]
+    Times {
+        /// First wait.
+        first: Duration,
+        /// Longest wait.
+        cap: Duration,
+        /// All waits together.
+        total: Duration,
+    },
+    /// The jitter is no fraction.
+    #[error("Invalid backoff: jitter {0}; want 0 <= jitter < 1")]
+    Jitter(f64),
 }
 
 /// The total time of a [`Backoff`] is used up.
@@ -49,10 +58,40 @@ impl Backoff {
     /// # Errors
     /// [`InvalidBackoff`] unless `0 < first <= cap <= total`.
     pub fn new(first: Duration, cap: Duration, total: Duration) -> Result<Self, InvalidBackoff> {
-        if first.is_zero() || first > cap || cap > total {
-            return Err(InvalidBackoff { first, cap, total });
+        let backoff = Self::endless(first, cap).map_err(|_| InvalidBackoff::Times { first, cap, total })?;
+        if cap > total {
+            return Err(InvalidBackoff::Times { first, cap, total });
         }
-        Ok(Self { next: first, cap, deadline: Instant::now() + total })
+        Ok(Self { deadline: Some(Instant::now() + total), ..backoff })
+    }
+
+    /// Without an end: [`Self::wait`] never fails.
+    ///
+    /// # Errors
+    /// [`InvalidBackoff`] unless `0 < first <= cap`.
+    pub fn endless(first: Duration, cap: Duration) -> Result<Self, InvalidBackoff> {
+        if first.is_zero() || first > cap {
+            return Err(InvalidBackoff::Times { first, cap, total: Duration::MAX });
+        }
+        // Seeds need not be good, only different between those that may collide.
+        let random = uuid::Uuid::new_v4().as_u64_pair().0 | 1;
+        Ok(Self { first, next: first, cap, deadline: None, jitter: 0.0, random })
+    }
+
+    /// Shortens each wait by a random part of up to `jitter` of it, where many may begin to wait at the same time.
+    ///
+    /// # Errors
+    /// [`InvalidBackoff`] unless `0 <= jitter < 1`.
+    pub fn jitter(self, jitter: f64) -> Result<Self, InvalidBackoff> {
+        if !(0.0..1.0).contains(&jitter) {
+            return Err(InvalidBackoff::Jitter(jitter));
+        }
+        Ok(Self { jitter, ..self })
+    }
+
+    /// Begins anew with the first wait; the total time goes on. For when a try got further than before.
+    pub fn reset(&mut self) {
+        self.next = self.first;
     }
 
     /// Sleeps for the next wait, cut short at the deadline, so that the condition is tried once more there.
@@ -60,14 +99,38 @@ impl Backoff {
     /// # Errors
     /// [`Expired`] at once when the deadline had passed before the call.
     pub async fn wait(&mut self) -> Result<(), Expired> {
-        let now = Instant::now();
-        if now >= self.deadline {
-            return Err(Expired);
-        }
-        let wait = self.next.min(self.deadline - now);
+        let left = match self.deadline {
+            Some(deadline) => match deadline.checked_duration_since(Instant::now()) {
+                None | Some(Duration::ZERO) => return Err(Expired),
+                Some(left) => left,
+            },
+            None => Duration::MAX,
+        };
+        let wait = self.next.mul_f64(1.0 - self.jitter * self.fraction()).min(left);
         self.next = (self.next * 2).min(self.cap);
         tokio::time::sleep(wait).await;
         Ok(())
+    }
+
+    /// Tries at once and after each wait, until there is an answer.
+    ///
+    /// # Errors
+    /// [`Expired`] when the last try, at the deadline, had none either.
+    pub async fn until<T, F: Future<Output = Option<T>>>(&mut self, mut ask: impl FnMut() -> F) -> Result<T, Expired> {
+        loop {
+            if let Some(answer) = ask().await {
+                return Ok(answer);
+            }
+            self.wait().await?;
+        }
+    }
+
+    /// 0 to 1, by xorshift64 (Marsaglia 2003).
+    fn fraction(&mut self) -> f64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        (self.random >> 11) as f64 / (1u64 << 53) as f64
     }
 }
 
@@ -82,6 +145,9 @@ mod tests {
         for (first, cap, total) in [(0, 1, 2), (2, 1, 3), (1, 3, 2)] {
             assert!(Backoff::new(MS * first, MS * cap, MS * total).is_err(), "{first} {cap} {total}");
         }
+        for jitter in [-0.1, 1.0, f64::NAN] {
+            assert!(Backoff::endless(MS, MS).unwrap().jitter(jitter).is_err(), "{jitter}");
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -93,5 +159,34 @@ mod tests {
             at.push(start.elapsed().as_millis());
         }
         assert_eq!(at, [1, 3, 7, 10]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tries_first_and_once_more_at_the_deadline() {
+        let start = Instant::now();
+        let mut tries = Vec::new();
+        let result = Backoff::new(MS, MS * 4, MS * 10)
+            .unwrap()
+            .until(|| {
+                tries.push(start.elapsed().as_millis());
+                std::future::ready(None::<()>)
+            })
+            .await;
+        assert_eq!((result, tries), (Err(Expired), vec![0, 1, 3, 7, 10]));
+        assert_eq!(Backoff::new(MS, MS, MS).unwrap().until(|| std::future::ready(Some(5))).await, Ok(5));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn jitter_shortens_by_up_to_its_part_and_differs() {
+        let mut seen = std::collections::HashSet::new();
+        for _ in 0..20 {
+            let start = Instant::now();
+            let mut backoff = Backoff::endless(MS * 1000, MS * 1000).unwrap().jitter(0.5).unwrap();
+            backoff.wait().await.unwrap();
+            let waited = start.elapsed();
+            assert!(waited >= MS * 500 && waited <= MS * 1001, "{waited:?}");
+            seen.insert(waited.as_millis());
+        }
+        assert!(seen.len() > 10, "{seen:?}");
     }
 }

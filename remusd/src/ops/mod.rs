@@ -1,7 +1,11 @@
-//! What happens, told to people and programs: events (seed 002) and the backoff loop (seed 000).
+//! Slow work and what is told of it: operations (seed 004, abort: seed 001), events (seed 002), the backoff loop (seed 000).
 
 pub mod backoff;
 pub mod event;
+pub mod failure;
+pub mod operation;
 
 pub use backoff::Backoff;
-pub use event::{DomainRef, Event, EventKind, EventLog};
+pub use event::{Delivery, DomainRef, Event, EventKind, EventLog, Filter, Subscription};
+pub use failure::{ErrorCode, Failure};
+pub use operation::{How, OperationId, OperationKind, Operations, Outcome, Work};
