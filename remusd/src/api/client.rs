@@ -2,16 +2,17 @@
 
 use std::path::Path;
 
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
-use super::types::{API_VERSION, ApiError, Envelope, ErrorCode, Reply, Request};
+use super::types::{ApiError, ErrorCode, Reply, Request};
+use super::wire::{Call as WireCall, Messages, encode};
 
 /// One request under way.
 #[derive(Debug)]
 pub struct Call {
-    lines: Lines<BufReader<OwnedReadHalf>>,
+    messages: Messages<OwnedReadHalf>,
     // Held open: the daemon takes a closed connection of a foreground protection as the wish to end it.
     _write: OwnedWriteHalf,
 }
@@ -21,7 +22,7 @@ impl Call {
     ///
     /// # Errors
     /// `Failed` when no daemon listens at `socket`, `Denied` when its permissions keep us out.
-    pub async fn start(socket: &Path, request: Request) -> Result<Self, ApiError> {
+    pub async fn start(socket: &Path, request: &Request) -> Result<Self, ApiError> {
         let stream = UnixStream::connect(socket).await.map_err(|e| {
             let code = match e.kind() {
                 std::io::ErrorKind::PermissionDenied => ErrorCode::Denied,
@@ -36,22 +37,41 @@ impl Call {
             )
         })?;
         let (read, mut write) = stream.into_split();
-        let mut line = serde_json::to_vec(&Envelope { version: API_VERSION, request }).map_err(|e| lost(&e))?;
-        line.push(b'\n');
-        write.write_all(&line).await.map_err(|e| lost(&e))?;
-        Ok(Self { lines: BufReader::new(read).lines(), _write: write })
+        write.write_all(&encode(&WireCall::of(request))).await.map_err(|e| lost(&e))?;
+        Ok(Self { messages: Messages::new(read), _write: write })
     }
 
-    /// The next line of the answer; `None` when the daemon has hung up.
+    /// The next reply; `None` when the daemon has hung up. Cancel-safe.
     ///
     /// # Errors
-    /// `Failed` when the connection breaks or the line is not of this interface.
+    /// `Failed` when the message is not of this interface.
     pub async fn next(&mut self) -> Result<Option<Reply>, ApiError> {
-        match self.lines.next_line().await.map_err(|e| lost(&e))? {
+        match self.messages.next().await.map_err(|_| lost(&"its answer is too long"))? {
             None => Ok(None),
-            Some(line) => serde_json::from_str(&line).map(Some).map_err(|e| lost(&e)),
+            Some(message) => Reply::parse(&message).map(Some).map_err(|e| lost(&e)),
         }
     }
+
+    /// The last reply of a request that has only one.
+    ///
+    /// # Errors
+    /// What the daemon says, or that it hung up.
+    pub async fn result(&mut self) -> Result<serde_json::Value, ApiError> {
+        loop {
+            match self.next().await? {
+                Some(Reply::Result(value)) => return Ok(value),
+                Some(Reply::Error(error)) => return Err(error),
+                Some(_) => {}
+                None => return Err(hung_up()),
+            }
+        }
+    }
+}
+
+/// The daemon went away before it had answered.
+#[must_use]
+pub fn hung_up() -> ApiError {
+    ApiError::new(ErrorCode::Failed, "remusd hung up before it had answered; see its log (journalctl -u remusd)")
 }
 
 fn lost(error: &dyn std::fmt::Display) -> ApiError {

@@ -1,10 +1,12 @@
-//! The control API: a unix socket that speaks one JSON object a line. docs/api.md describes it for strangers.
-//!
-//! A connection carries one request. The daemon answers with any number of `event` lines and exactly one `result` or
-//! `error` line, which is the last, except for `events` with `follow`, which ends when the client hangs up.
+//! The control API: varlink on a unix socket. `org.remus.Control.varlink` is the interface, docs/api.md explains it to strangers.
 
+pub mod access;
 pub mod client;
 pub mod server;
 pub mod types;
+pub mod wire;
 
-pub use types::{ApiError, ErrorCode, Reply, Request, Role, StatusRow};
+pub use types::{ApiError, Caller, ErrorCode, MayRun, Reply, Request, Role, StatusRow, TargetSpec};
+
+#[cfg(test)]
+mod conformance;

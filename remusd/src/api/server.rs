@@ -1,52 +1,65 @@
 //! The daemon's end of the control socket.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
+use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
+use tokio_util::task::TaskTracker;
 
-use super::types::{API_VERSION, ApiError, Envelope, ErrorCode, MAX_LINE, Reply, Request};
+use super::access::Access;
+use super::types::{ApiError, Caller, DESCRIPTION, ErrorCode, INTERFACE, MAX_MESSAGE, Reply, Request};
+use super::wire::{Asked, Call, Messages, Refused, ServiceError, encode};
+use crate::ops::Backoff;
 
-/// Who is asking.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Caller {
-    /// User id of the peer process.
-    pub uid: u32,
-    /// Its process id, if the kernel told.
-    pub pid: Option<i32>,
-}
+/// Connections of one user but root at a time.
+const PER_USER: usize = 32;
 
-/// Where an answer's lines go. Sending never blocks the daemon for a slow client longer than its queue.
+/// Messages of an answer that wait for a client to take them; then whoever makes them waits.
+const QUEUED: usize = 256;
+
+/// Where an answer goes. Sending waits for a slow client, so nothing that others wait for does it.
 #[derive(Clone, Debug)]
 pub struct Answer {
-    lines: mpsc::Sender<Reply>,
+    replies: mpsc::Sender<Reply>,
+    /// Whether the client takes more than the last reply.
+    more: bool,
 }
 
 impl Answer {
-    /// Sends a line; `false` once the client has gone.
+    /// Sends a reply that is not the last, if the client takes such; `false` once it has gone.
     pub async fn send(&self, reply: Reply) -> bool {
-        self.lines.send(reply).await.is_ok()
+        if self.more { self.replies.send(reply).await.is_ok() } else { !self.replies.is_closed() }
+    }
+
+    /// Whether the client takes more than the last reply.
+    #[must_use]
+    pub fn takes_more(&self) -> bool {
+        self.more
     }
 
     /// Ends when the client has gone.
     pub async fn client_gone(&self) {
-        self.lines.closed().await;
+        self.replies.closed().await;
     }
 }
 
 /// What the daemon does with requests.
 pub trait Service: Send + Sync + 'static {
-    /// Handles one request; `Ok` is sent as the result line.
+    /// Handles one request; `Ok`, an object, is the last reply's parameters.
     fn handle(
         self: Arc<Self>,
         request: Request,
         caller: Caller,
         answer: Answer,
-    ) -> impl Future<Output = Result<serde_json::Value, ApiError>> + Send;
+    ) -> impl Future<Output = Result<Value, ApiError>> + Send;
 }
 
 /// Listens at `path` (mode 0660) until dropped. An old socket file is replaced only if nobody answers there.
@@ -72,18 +85,181 @@ pub async fn listen(path: &Path) -> std::io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Serves requests for ever.
-pub async fn serve<S: Service>(listener: UnixListener, service: Arc<S>) {
-    accept_each(listener, "control socket", |stream| {
-        let service = service.clone();
-        async move {
-            if let Err(error) = connection(stream, service).await {
-                tracing::debug!("control connection: {error}");
+/// What serves the control socket.
+#[derive(Clone, Debug, Default)]
+pub struct Server {
+    access: Access,
+    /// Acting requests under way, so that the daemon's end lets their last replies out.
+    acting: TaskTracker,
+    users: Arc<Mutex<HashMap<u32, usize>>>,
+}
+
+/// One of a user's connections, counted.
+struct Counted {
+    users: Arc<Mutex<HashMap<u32, usize>>>,
+    uid: u32,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = users.get_mut(&self.uid) {
+            *count -= 1;
+            if *count == 0 {
+                users.remove(&self.uid);
             }
         }
-    })
-    .await;
+    }
 }
+
+impl Server {
+    /// With a rule about who may act.
+    #[must_use]
+    pub fn new(access: Access) -> Self {
+        Self { access, ..Self::default() }
+    }
+
+    /// Serves requests for ever.
+    pub async fn serve<S: Service>(self, listener: UnixListener, service: Arc<S>) {
+        accept_each(listener, "control socket", |stream| {
+            let (service, server) = (service.clone(), self.clone());
+            async move {
+                if let Err(error) = server.connection(stream, service).await {
+                    tracing::debug!("control connection: {error}");
+                }
+            }
+        })
+        .await;
+    }
+
+    /// Waits until the answers to acting requests are on their way, but not longer than this.
+    pub async fn flush(&self, patience: Duration) {
+        self.acting.close();
+        let _ = tokio::time::timeout(patience, self.acting.wait()).await;
+    }
+
+    /// `None` when the user has too many already.
+    fn count(&self, uid: u32) -> Option<Counted> {
+        let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = users.entry(uid).or_default();
+        if uid != 0 && *count >= PER_USER {
+            return None;
+        }
+        *count += 1;
+        Some(Counted { users: self.users.clone(), uid })
+    }
+
+    async fn connection<S: Service>(&self, stream: UnixStream, service: Arc<S>) -> std::io::Result<()> {
+        let cred = stream.peer_cred()?;
+        let caller = Caller { uid: cred.uid(), gid: cred.gid(), pid: cred.pid() };
+        let (read, mut write) = stream.into_split();
+        let Some(_counted) = self.count(caller.uid) else {
+            let text = format!("User {} has {PER_USER} connections open already", caller.uid);
+            return write.write_all(&encode(&Reply::Error(ApiError::new(ErrorCode::Denied, text)).message())).await;
+        };
+        let mut messages = Messages::new(read);
+        loop {
+            let message = match messages.next().await {
+                Ok(Some(message)) => message,
+                Ok(None) => return Ok(()),
+                Err(_) => {
+                    let text = format!("A message is at most {MAX_MESSAGE} bytes long");
+                    return write
+                        .write_all(&encode(&Reply::Error(ApiError::new(ErrorCode::Invalid, text)).message()))
+                        .await;
+                }
+            };
+            let call = match Call::parse(&message) {
+                Ok(call) => call,
+                // What follows cannot be trusted to begin where it seems to.
+                Err(error) => return write.write_all(&encode(&Reply::Error(error).message())).await,
+            };
+            let (more, oneway) = (call.more, call.oneway);
+            match call.asked() {
+                Ok(Asked::Ours(request)) => {
+                    let _acting = request.acts().then(|| self.acting.token());
+                    let call = Underway { request: *request, caller, more, oneway };
+                    if !self.answer(call, &service, &mut messages, &mut write).await? {
+                        return Ok(());
+                    }
+                }
+                other if oneway => drop(other),
+                Ok(Asked::Info) => write.write_all(&encode(&info())).await?,
+                Ok(Asked::Description(name)) => write.write_all(&encode(&description(&name))).await?,
+                Err(Refused::Service(error)) => write.write_all(&encode(&error.message())).await?,
+                Err(Refused::Api(error)) => write.write_all(&encode(&Reply::Error(error).message())).await?,
+            }
+        }
+    }
+
+    /// Runs one request and sends its replies. `false` when the client has gone.
+    async fn answer<S: Service>(
+        &self,
+        call: Underway,
+        service: &Arc<S>,
+        messages: &mut Messages<tokio::net::unix::OwnedReadHalf>,
+        write: &mut OwnedWriteHalf,
+    ) -> std::io::Result<bool> {
+        let Underway { request, caller, more, oneway } = call;
+        let (replies, mut queue) = mpsc::channel(QUEUED);
+        let answer = Answer { replies: replies.clone(), more: more && !oneway };
+        let work = async move {
+            let result = match self.access.check(&request, caller).await {
+                Ok(()) => service.clone().handle(request, caller, answer).await,
+                Err(error) => Err(error),
+            };
+            let last = match result {
+                Ok(value) => Reply::Result(value),
+                Err(error) => Reply::Error(error),
+            };
+            let _ = replies.send(last).await;
+        };
+        // Moved in, so that the queue is closed when the client has gone, which is how the work learns of it.
+        let send = async move {
+            loop {
+                tokio::select! {
+                    reply = queue.recv() => match reply {
+                        Some(_) if oneway => {}
+                        Some(reply) => write.write_all(&encode(&reply.message())).await?,
+                        None => return Ok(true),
+                    },
+                    () = messages.gone() => return Ok(false),
+                }
+            }
+        };
+        let ((), sent) = tokio::join!(work, send);
+        sent
+    }
+}
+
+/// A call that is being answered.
+struct Underway {
+    request: Request,
+    caller: Caller,
+    more: bool,
+    oneway: bool,
+}
+
+fn info() -> Value {
+    json!({ "parameters": {
+        "vendor": "remusd",
+        "product": "remusd",
+        "version": env!("CARGO_PKG_VERSION"),
+        "url": env!("CARGO_PKG_REPOSITORY"),
+        "interfaces": ["org.varlink.service", INTERFACE],
+    }})
+}
+
+fn description(name: &str) -> Value {
+    match name {
+        INTERFACE => json!({ "parameters": { "description": DESCRIPTION } }),
+        "org.varlink.service" => json!({ "parameters": { "description": VARLINK_SERVICE } }),
+        other => ServiceError::interface_not_found(other).message(),
+    }
+}
+
+/// The part of varlink.org/Service that is served here.
+const VARLINK_SERVICE: &str = include_str!("org.varlink.service.varlink");
 
 /// Gives every connection a task of its own, for ever. `name` is the socket's, for the log.
 pub async fn accept_each<H, F>(listener: UnixListener, name: &str, handle: H)
@@ -91,153 +267,22 @@ where
     H: Fn(UnixStream) -> F,
     F: Future<Output = ()> + Send + 'static,
 {
+    let patience = || Backoff::endless(Duration::from_millis(10), Duration::from_secs(1)).expect("0 < first <= cap");
+    let mut backoff = patience();
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => drop(tokio::spawn(handle(stream))),
+            Ok((stream, _)) => {
+                backoff.reset();
+                drop(tokio::spawn(handle(stream)));
+            }
             Err(error) => {
                 // Out of descriptors, mostly: the next accept may do better, a tight loop would not.
                 tracing::warn!("{name}: {error}");
-                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                let _ = backoff.wait().await;
             }
         }
     }
-}
-
-async fn connection<S: Service>(stream: UnixStream, service: Arc<S>) -> std::io::Result<()> {
-    let cred = stream.peer_cred()?;
-    let caller = Caller { uid: cred.uid(), pid: cred.pid() };
-    let (read, mut write) = stream.into_split();
-    let mut read = BufReader::new(read).take(MAX_LINE as u64);
-    let mut line = Vec::new();
-    read.read_until(b'\n', &mut line).await?;
-    let (lines, mut queue) = mpsc::channel(256);
-    let answer = Answer { lines };
-
-    let work = async {
-        let result = match parse(&line) {
-            Ok(request) => match allowed(&request, caller) {
-                Ok(()) => service.handle(request, caller, answer.clone()).await,
-                Err(error) => Err(error),
-            },
-            Err(error) => Err(error),
-        };
-        let last = match result {
-            Ok(value) => Reply::Result(value),
-            Err(error) => Reply::Error(error),
-        };
-        answer.send(last).await;
-        drop(answer);
-    };
-    let write_lines = async move {
-        let mut gone = [0u8; 64];
-        loop {
-            tokio::select! {
-                reply = queue.recv() => match reply {
-                    Some(reply) => {
-                        let mut bytes = serde_json::to_vec(&reply)?;
-                        bytes.push(b'\n');
-                        write.write_all(&bytes).await?;
-                    }
-                    None => return Ok::<(), std::io::Error>(()),
-                },
-                n = read.get_mut().read(&mut gone) => match n {
-                    // Anything after the request is ignored; hanging up ends a foreground protection.
-                    Ok(0) | Err(_) => return Ok(()),
-                    Ok(_) => {}
-                },
-            }
-        }
-    };
-    let ((), written) = tokio::join!(work, write_lines);
-    written
-}
-
-fn parse(line: &[u8]) -> Result<Request, ApiError> {
-    let invalid = |text: String| ApiError::new(ErrorCode::Invalid, text);
-    if !line.ends_with(b"\n") {
-        return Err(invalid(format!("A request is one line of at most {MAX_LINE} bytes")));
-    }
-    let envelope: Envelope =
-        serde_json::from_slice(line).map_err(|e| invalid(format!("The request cannot be understood: {e}")))?;
-    if envelope.version != API_VERSION {
-        return Err(invalid(format!(
-            "This daemon speaks version {API_VERSION} of the control API, the request has {}",
-            envelope.version
-        )));
-    }
-    Ok(envelope.request)
-}
-
-fn allowed(request: &Request, caller: Caller) -> Result<(), ApiError> {
-    let reads = matches!(request, Request::Status | Request::Events { .. });
-    if !reads {
-        tracing::info!(uid = caller.uid, pid = caller.pid, ?request, "asked to act");
-        if caller.uid != 0 {
-            return Err(ApiError::new(ErrorCode::Denied, "Only root may do this"));
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::api::client::Call;
-
-    struct Fake;
-
-    impl Service for Fake {
-        async fn handle(
-            self: Arc<Self>,
-            request: Request,
-            _: Caller,
-            answer: Answer,
-        ) -> Result<serde_json::Value, ApiError> {
-            match request {
-                Request::Status => {
-                    answer.send(Reply::Missed(3)).await;
-                    Ok(serde_json::json!([1]))
-                }
-                _ => Err(ApiError::new(ErrorCode::NotFound, "no")),
-            }
-        }
-    }
-
-    async fn served() -> (tempfile::TempDir, std::path::PathBuf) {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("sock");
-        let listener = listen(&path).await.unwrap();
-        tokio::spawn(serve(listener, Arc::new(Fake)));
-        (dir, path)
-    }
-
-    #[tokio::test]
-    async fn lines_then_one_result() {
-        let (_dir, path) = served().await;
-        let mut call = Call::start(&path, Request::Status).await.unwrap();
-        assert_eq!(call.next().await.unwrap(), Some(Reply::Missed(3)));
-        assert_eq!(call.next().await.unwrap(), Some(Reply::Result(serde_json::json!([1]))));
-        assert_eq!(call.next().await.unwrap(), None);
-    }
-
-    #[tokio::test]
-    async fn nonsense_gets_an_error_and_the_daemon_lives() {
-        let (_dir, path) = served().await;
-        for line in ["{}\n", "nonsense\n", "{\"version\":99,\"request\":\"status\"}\n", "\0\0\n"] {
-            let mut stream = UnixStream::connect(&path).await.unwrap();
-            stream.write_all(line.as_bytes()).await.unwrap();
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).await.unwrap();
-            let Reply::Error(error) = serde_json::from_str(&answer).unwrap() else { panic!("{answer}") };
-            assert_eq!(error.code, ErrorCode::Invalid, "{line}");
-        }
-        let mut call = Call::start(&path, Request::Status).await.unwrap();
-        assert!(call.next().await.unwrap().is_some());
-    }
-
-    #[tokio::test]
-    async fn two_daemons_do_not_share_a_socket() {
-        let (_dir, path) = served().await;
-        assert_eq!(listen(&path).await.unwrap_err().kind(), std::io::ErrorKind::AddrInUse);
-    }
-}
+mod tests;

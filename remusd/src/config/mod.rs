@@ -39,8 +39,10 @@ impl Default for Listen {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Control {
-    /// Group whose members may read status and events. Without it only root reaches the control socket. To act always needs root.
+    /// Group whose members reach the control socket, and may read status and events. Without it only root does.
     pub group: Option<String>,
+    /// Group whose members may also act: protect, unprotect, fail over. They must be in the other group too. Without it only root may.
+    pub admins: Option<String>,
 }
 
 /// The file cannot be used.

@@ -2,27 +2,32 @@
 //! what is put right after a crash (`recover`), and the guests it is the monitor of (`monitor`).
 
 pub mod devices;
+mod follow;
+pub mod jobs;
 #[cfg(feature = "xen")]
 mod listen;
 pub mod monitor;
+mod observe;
 pub mod recover;
 pub mod resolve;
 #[cfg(feature = "xen")]
 pub mod run;
 pub mod service;
 pub mod setup;
+mod status;
 pub mod witness;
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 
 use crate::api::{ApiError, ErrorCode};
 use crate::ids::{Generation, ProtectionId};
-use crate::ops::{DomainRef, EventLog};
+use crate::ops::{DomainRef, EventLog, Operations};
 use crate::pair::Pairing;
 use crate::protect::driver;
 use crate::protect::fate::Toolstack;
@@ -30,6 +35,9 @@ use crate::protect::machine::{Outcome, State};
 use crate::protect::options::Target;
 use crate::state::StateDir;
 use crate::xen::{Hypervisor, SuspendGuard, XenError, XenStore};
+
+/// How long operations may take to end once every protection has.
+const OPERATIONS_END: Duration = Duration::from_secs(10);
 
 /// How to get at this host's Xen. Tests put doubles here.
 pub struct Host {
@@ -70,6 +78,10 @@ pub struct Daemon {
     pub state: StateDir,
     /// What happened.
     pub log: Arc<EventLog>,
+    /// Slow work under way.
+    pub operations: Operations,
+    /// Counts what `remus top` wants to see.
+    changed: watch::Sender<u64>,
     /// Protections of this host's guests. Ended ones are kept until the next of the same domain, for status.
     primaries: Mutex<HashMap<ProtectionId, Primary>>,
     /// Copies of other hosts' guests.
@@ -111,6 +123,8 @@ impl Daemon {
             recovering: std::sync::Mutex::default(),
             host,
             state,
+            operations: Operations::new(log.clone()),
+            changed: watch::Sender::new(0),
             log,
             primaries: Mutex::default(),
             backups,
@@ -153,6 +167,7 @@ impl Daemon {
     /// Ends every protection of this host's guests as planned: they run on, no copy is left. Copies of other hosts' guests are given
     /// up, which their primaries are told.
     pub async fn shut_down(&self) {
+        self.operations.close();
         let handles: Vec<_> = self.primaries.lock().await.values().map(|p| p.handle.clone()).collect();
         let ends = handles.into_iter().map(|handle| async move {
             // Held output is an operator's to release, not a restart's (R9): the record and the closed plug stay for recovery.
@@ -179,6 +194,9 @@ impl Daemon {
         });
         futures::future::join_all(ends).await;
         self.backups.shutdown().await;
+        self.operations
+            .finish(OPERATIONS_END, "remusd has ended meanwhile; `remus status` shows how it stands when it runs again")
+            .await;
     }
 
     /// Becomes the domain's monitor, in place of an earlier one of ours.

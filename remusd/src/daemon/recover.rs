@@ -39,8 +39,13 @@ impl Daemon {
             async move {
                 // The witness may take for ever, and nobody else should wait for that. Sealing comes first in every case.
                 let waits = record.token != Token::Primary;
+                let begun = daemon.begin_recover(record, false, None, None);
                 let work = async move {
-                    if let Err(error) = daemon.recover(record, false).await {
+                    let ended = match begun {
+                        Ok(begun) => begun.answer().await,
+                        Err(error) => Err(error),
+                    };
+                    if let Err(error) = ended {
                         tracing::error!("{error}");
                     }
                 };

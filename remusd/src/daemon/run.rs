@@ -7,6 +7,7 @@ use anyhow::Context;
 
 use super::witness::{WITNESS_FILE, Witnesses};
 use super::{Daemon, Host, listen};
+use crate::api::access::{self, Access};
 use crate::api::server;
 use crate::backup::host::XenHost;
 use crate::backup::receiver::ReceiverCommand;
@@ -17,6 +18,9 @@ use crate::pair::{self, Keyring};
 use crate::protect::fate::Xl;
 use crate::state::StateDir;
 use crate::xen::{Hypervisor, RealStore, SuspendGuard, XenHypervisor, XenStore};
+
+/// How long the last answers may take to go out.
+const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// Where things are.
 #[derive(Clone, Debug)]
@@ -51,6 +55,9 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let pair = pair::socket::listen(&pair_socket)
         .await
         .with_context(|| format!("cannot listen at {}", pair_socket.display()))?;
+    // Said now and not at the first request.
+    let admin_group = settings.config.control.admins.as_deref().map(access::group).transpose();
+    let access = Access { admin_group: admin_group.map_err(anyhow::Error::msg).context("control.admins")? };
 
     let backup_host =
         Arc::new(XenHost { hypervisor: hypervisor.clone(), store: store.clone(), xl: settings.xl.clone() });
@@ -88,7 +95,8 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     tokio::spawn(listen::serve_links(link, backups.clone()));
     daemon.recover_all().await;
     tracing::info!("ready");
-    tokio::spawn(server::serve(control, daemon.clone()));
+    let server = server::Server::new(access);
+    tokio::spawn(server.clone().serve(control, daemon.clone()));
 
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     tokio::select! {
@@ -96,6 +104,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         result = tokio::signal::ctrl_c() => result?,
     }
     daemon.shut_down().await;
+    server.flush(LAST_WORDS).await;
     let _ = std::fs::remove_file(&settings.socket);
     let _ = std::fs::remove_file(&settings.link_socket);
     let _ = std::fs::remove_file(&pair_socket);

@@ -1,0 +1,369 @@
+//! The daemon's slow work, every kind through the one door: an operation that completes once, can be aborted where that is safe, and
+//! tells its initiator as that has chosen.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::{Daemon, observe, resolve};
+use crate::api::{ApiError, ErrorCode};
+use crate::backup::IncomingHandle;
+use crate::link::Token;
+use crate::ops::operation::{AbortAnswer, Initiator, Progress, Spec, Waiter};
+use crate::ops::{DomainRef, EventKind, How, OperationId, OperationKind, Outcome, Work};
+use crate::protect::driver::{Handle, Order};
+use crate::protect::machine::{self, State};
+use crate::protect::options::{ProtectOptions, Target};
+use crate::state::PrimaryRecord;
+
+/// An operation that was begun. The waiter is there unless the initiator wants an event.
+pub struct Begun {
+    /// Its name.
+    pub id: OperationId,
+    /// Its domain.
+    pub domain: DomainRef,
+    /// To wait for it.
+    pub waiter: Option<Waiter>,
+    /// How far it is.
+    pub progress: watch::Receiver<Option<Progress>>,
+}
+
+impl Begun {
+    /// The answer of a call without intermediate replies: the result, or the job's number for those who get an event.
+    ///
+    /// # Errors
+    /// What failed.
+    pub async fn answer(self) -> Result<serde_json::Value, ApiError> {
+        match self.waiter {
+            Some(waiter) => waiter.outcome().await.into_result(),
+            None => Ok(serde_json::json!({ "job": self.id })),
+        }
+    }
+}
+
+impl Daemon {
+    /// Begins an operation whose checks have passed; `work` does the slow part on a task of its own, whoever goes away.
+    ///
+    /// # Errors
+    /// `Conflict` when the daemon is shutting down.
+    pub fn begin<F>(&self, spec: Spec, tag: Option<String>, work: impl FnOnce(Work) -> F) -> Result<Begun, ApiError>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let domain = spec.domain.clone();
+        let (how, waiter) = match tag {
+            Some(tag) => (How::Event { tag }, None),
+            None => {
+                let (how, waiter) = How::wait();
+                (how, Some(waiter))
+            }
+        };
+        let (initiation, handle) = self.operations.begin(spec, how)?;
+        let progress = initiation.progress();
+        tokio::spawn(work(handle));
+        Ok(Begun { id: initiation.begun(), domain, waiter, progress })
+    }
+
+    /// Protects a domain: completes once it is protected.
+    ///
+    /// # Errors
+    /// [`ApiError`] when the domain or the options will not do.
+    pub async fn begin_protect(
+        self: &Arc<Self>,
+        typed: &str,
+        target: Target,
+        options: ProtectOptions,
+        by: Initiator,
+        tag: Option<String>,
+    ) -> Result<Begun, ApiError> {
+        options.validate().map_err(|e| ApiError::new(ErrorCode::Invalid, e.to_string()))?;
+        let found = resolve::domain(&self.host.hypervisor, &self.host.store, typed).await?;
+        let pages = found.info.memory / 4096;
+        let domain = found.domain;
+        let spec = Spec::new(OperationKind::Protect, domain.clone()).on_behalf_of(by);
+        let daemon = self.clone();
+        self.begin(spec, tag, |work| async move {
+            // By UUID: the name or id that was typed may mean another domain by now.
+            let outcome = match daemon.protect(&domain.uuid.to_string(), target, options.clone()).await {
+                Ok(handle) => {
+                    tokio::spawn(observe::observe(daemon.clone(), domain, options, handle.clone()));
+                    until_protected(&work, &handle, pages).await
+                }
+                Err(error) => Outcome::Failed(error),
+            };
+            work.complete(outcome);
+        })
+    }
+
+    /// Ends a protection: completes when no copy is left.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none.
+    pub async fn begin_unprotect(&self, typed: &str, by: Initiator, tag: Option<String>) -> Result<Begun, ApiError> {
+        let Some((domain, handle)) = self.primary_of(typed).await else {
+            let hint = if self.incoming(typed).is_ok() {
+                "; this host is its backup: say that on the primary, or `remus discard` here"
+            } else {
+                ""
+            };
+            return Err(ApiError::new(ErrorCode::NotFound, format!("{typed} is not protected from this host{hint}")));
+        };
+        if handle.outcome.borrow().is_some() {
+            return Err(ApiError::new(ErrorCode::NotFound, format!("The protection of {typed} has ended already")));
+        }
+        let snapshot = handle.snapshot.borrow().clone();
+        let undecided = matches!(snapshot.state, State::Holding(_) | State::Yielding(_) | State::HandedOver(_));
+        if undecided && snapshot.token != Token::Primary {
+            return Err(ApiError::new(
+                ErrorCode::Conflict,
+                format!(
+                    "The witness decides who runs {typed}, and has not; `remus assume-alone {typed}` goes on without it"
+                ),
+            ));
+        }
+        let name = domain.name.clone();
+        let spec = Spec::new(OperationKind::Unprotect, domain)
+            .on_behalf_of(by)
+            .never_abort("the backup may have given up its copy already; protect the domain again afterwards");
+        self.begin(spec, tag, |work| async move {
+            handle.order(Order::Stop);
+            let ended = handle.ended().await;
+            work.complete(unprotected(&name, ended));
+        })
+    }
+
+    /// Moves a guest to its backup: completes when it runs there.
+    ///
+    /// # Errors
+    /// `NotFound` when it is not protected from here.
+    pub async fn begin_switchover(&self, typed: &str, by: Initiator, tag: Option<String>) -> Result<Begun, ApiError> {
+        let Some((domain, handle)) = self.primary_of(typed).await else {
+            return Err(ApiError::new(ErrorCode::NotFound, format!("{typed} is not protected from this host")));
+        };
+        let name = domain.name.clone();
+        let spec = Spec::new(OperationKind::Switchover, domain)
+            .on_behalf_of(by)
+            .never_abort("the guest stands still meanwhile; it ends by itself, with the guest on one of the two hosts");
+        self.begin(spec, tag, |work| async move {
+            let (answer, done) = tokio::sync::oneshot::channel();
+            handle.order(Order::SwitchOver(answer));
+            let conflict = |text: String| Outcome::Failed(ApiError::new(ErrorCode::Conflict, text));
+            work.complete(match done.await {
+                Ok(Ok(downtime)) => {
+                    let ms = downtime.as_millis() as u64;
+                    let text = format!("{name} runs on the other host; it stood still for at most {ms} ms");
+                    Outcome::Completed(serde_json::json!({ "message": text, "downtime_ms": ms }))
+                }
+                Ok(Err(text)) => conflict(format!("{name} was not moved: {text}")),
+                Err(_) => conflict(format!("The protection of {name} is over; nothing was moved")),
+            });
+        })
+    }
+
+    /// Activates a copy: completes when it runs.
+    ///
+    /// # Errors
+    /// `NotFound` when this host holds none, `Conflict` when neither a witness nor the operator says that the primary is off.
+    pub fn begin_failover(
+        &self,
+        typed: &str,
+        primary_is_off: bool,
+        by: Initiator,
+        tag: Option<String>,
+    ) -> Result<Begun, ApiError> {
+        let (domain, handle) = self.incoming(typed)?;
+        if !primary_is_off && handle.status().token == Token::Primary {
+            return Err(ApiError::new(
+                ErrorCode::Conflict,
+                format!(
+                    "Without the witness only you can know that the primary host is off. Make sure that it is (power, not \
+                     ping), then: remus failover {typed} --primary-is-off"
+                ),
+            ));
+        }
+        let name = domain.name.clone();
+        let spec = Spec::new(OperationKind::Failover, domain)
+            .on_behalf_of(by)
+            .never_abort("the copy is being started, and only its own outcome decides who runs the guest");
+        self.begin(spec, tag, |work| async move {
+            let outcome = match handle.failover(primary_is_off).await {
+                Ok(report) => {
+                    let mut value = serde_json::to_value(report).unwrap_or_default();
+                    if let Some(object) = value.as_object_mut() {
+                        let text = format!(
+                            "{name} runs here now, from epoch {}: built in {} ms, running after {} ms",
+                            report.epoch, report.built_ms, report.running_ms
+                        );
+                        object.insert("message".into(), text.into());
+                    }
+                    Outcome::Completed(value)
+                }
+                Err(error) => Outcome::Failed(ApiError::new(ErrorCode::Conflict, error.to_string())),
+            };
+            work.complete(outcome);
+        })
+    }
+
+    /// Destroys a copy: completes when it is gone.
+    ///
+    /// # Errors
+    /// `NotFound` when this host holds none.
+    pub fn begin_discard(&self, typed: &str, by: Initiator, tag: Option<String>) -> Result<Begun, ApiError> {
+        let (domain, handle) = self.incoming(typed)?;
+        let name = domain.name.clone();
+        let spec = Spec::new(OperationKind::Discard, domain)
+            .on_behalf_of(by)
+            .never_abort("the copy is being destroyed, and half a copy is none");
+        self.begin(spec, tag, |work| async move {
+            work.complete(match handle.discard().await {
+                Ok(()) => Outcome::done(format!("The copy of {name} on this host is destroyed")),
+                Err(error) => Outcome::Failed(ApiError::new(ErrorCode::Conflict, error.to_string())),
+            });
+        })
+    }
+
+    /// Puts one domain right after a crash: completes when that is done or cannot be.
+    ///
+    /// # Errors
+    /// `Conflict` when the daemon is shutting down.
+    pub fn begin_recover(
+        self: &Arc<Self>,
+        record: PrimaryRecord,
+        assume_owner: bool,
+        by: Option<Initiator>,
+        tag: Option<String>,
+    ) -> Result<Begun, ApiError> {
+        let domain = DomainRef { domid: Some(record.domid), name: record.name.clone(), uuid: record.uuid };
+        let spec = Spec::new(OperationKind::Recover, domain).never_abort(
+            "the guest's output is sealed meanwhile; it ends by itself once the other host has answered or not",
+        );
+        let spec = Spec { initiator: by, ..spec };
+        let daemon = self.clone();
+        self.begin(spec, tag, |work| async move {
+            let result = daemon.recover(record, assume_owner).await;
+            work.complete(match result {
+                Ok(text) => Outcome::done(text),
+                Err(error) => Outcome::Failed(error),
+            });
+        })
+    }
+
+    /// Asks an operation to give up, and with `wait` for its end.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` when it is not safe (any more).
+    pub async fn abort_job(&self, id: OperationId, wait: bool) -> Result<serde_json::Value, ApiError> {
+        let ended = |outcome: Outcome, before: &str| {
+            let message = format!("Job {id} {before}{}: {}", outcome.word(), outcome.message());
+            serde_json::json!({ "message": message, "ended": true, "outcome": outcome.word() })
+        };
+        match self.operations.abort(id)? {
+            AbortAnswer::Ended(outcome) => Ok(ended(outcome, "had ended before: ")),
+            AbortAnswer::Refused(why) => {
+                Err(ApiError::new(ErrorCode::Conflict, format!("Job {id} cannot be aborted: {why}")))
+            }
+            AbortAnswer::Asked if wait => Ok(ended(self.operations.ended(id).await?, "")),
+            AbortAnswer::Asked => {
+                let message =
+                    format!("Job {id} was told to give up; `remus jobs` and the event of its end say what it became");
+                Ok(serde_json::json!({ "message": message, "ended": false, "outcome": null }))
+            }
+        }
+    }
+
+    /// The copy that an operator means.
+    pub(super) fn incoming(&self, typed: &str) -> Result<(DomainRef, IncomingHandle), ApiError> {
+        let handle = self.backups.find(typed).ok_or_else(|| {
+            ApiError::new(
+                ErrorCode::NotFound,
+                format!("This host holds no copy of {typed}; `remus status` shows what it holds"),
+            )
+        })?;
+        let status = handle.status();
+        let domain = DomainRef { domid: status.domid, name: status.offer.domain, uuid: status.offer.protection };
+        Ok((domain, handle))
+    }
+
+    /// The protection that an operator means, also one that has ended.
+    pub(super) async fn primary_of(&self, typed: &str) -> Option<(DomainRef, Arc<Handle>)> {
+        let primaries = self.primaries.lock().await;
+        let found = primaries.values().find(|p| p.domain.is_meant_by(typed))?;
+        Some((found.domain.clone(), found.handle.clone()))
+    }
+}
+
+/// Waits until the guest is protected, or told to give up, or cannot be.
+async fn until_protected(work: &Work, handle: &Handle, total: u64) -> Outcome {
+    let mut sent = handle.sent.clone();
+    let mut snapshot = handle.snapshot.clone();
+    loop {
+        tokio::select! {
+            biased;
+            outcome = handle.ended() => return not_protected(outcome),
+            // Without the channel's guard, which must not live across an await.
+            Ok(()) = async { snapshot.wait_for(|s| s.protected).await.map(drop) } => return Outcome::done("protected"),
+            () = work.aborted() => {
+                handle.order(Order::Stop);
+                return match handle.ended().await {
+                    machine::Outcome::Stopped | machine::Outcome::NotStarted(_) => {
+                        Outcome::Cancelled("aborted: the guest runs on unprotected, no copy is left".into())
+                    }
+                    other => not_protected(other),
+                };
+            }
+            Ok(()) = sent.changed() => {
+                let now = *sent.borrow_and_update();
+                work.progress(Progress { pages: now.pages, total: total.max(now.pages), bytes: now.bytes });
+            }
+        }
+    }
+}
+
+/// A protection that has ended before it was one.
+fn not_protected(outcome: machine::Outcome) -> Outcome {
+    match outcome {
+        machine::Outcome::Stopped => Outcome::Cancelled("protection was ended before the guest was protected".into()),
+        other => ended_as(other).map_or_else(Outcome::Failed, |value| {
+            let text = value.get("message").and_then(|m| m.as_str()).unwrap_or_default().to_owned();
+            Outcome::Failed(ApiError::new(ErrorCode::Failed, text))
+        }),
+    }
+}
+
+/// A protection's end as the answer of a call that stayed with it.
+pub(super) fn ended_as(outcome: machine::Outcome) -> Result<serde_json::Value, ApiError> {
+    use machine::Outcome::{Alone, GuestEnded, HandedOver, NotStarted, Stopped, Superseded};
+    let message = |text: String| Ok(serde_json::json!({ "message": text }));
+    match outcome {
+        Stopped => message("protection has ended; no copy is left".into()),
+        GuestEnded(end) => message(format!("the guest has ended: {end}")),
+        NotStarted(text) | Alone(text) => {
+            Err(ApiError::new(ErrorCode::Failed, format!("The guest runs on, UNPROTECTED: {text}")))
+        }
+        HandedOver(text) => message(format!("handed over: {text}")),
+        Superseded(text) => Err(ApiError::new(ErrorCode::Conflict, text)),
+    }
+}
+
+fn unprotected(name: &str, outcome: machine::Outcome) -> Outcome {
+    use machine::Outcome::{Alone, GuestEnded, HandedOver, NotStarted, Stopped, Superseded};
+    match outcome {
+        Stopped => Outcome::done(format!("{name} is not protected any more and runs on; no copy is left")),
+        NotStarted(text) => Outcome::done(format!("The protection of {name} was given up: {text}")),
+        Alone(text) => Outcome::done(format!("{name} runs on unprotected: {text}")),
+        GuestEnded(end) => Outcome::done(format!("{name} has ended meanwhile ({end})")),
+        Superseded(text) | HandedOver(text) => {
+            Outcome::Failed(ApiError::new(ErrorCode::Conflict, format!("{name} runs elsewhere: {text}")))
+        }
+    }
+}
+
+/// Whether an event is the end of a job, so that whoever follows a job need not be told it twice.
+#[must_use]
+pub fn is_job_end(kind: EventKind) -> bool {
+    matches!(
+        kind,
+        EventKind::JobCompleted | EventKind::JobCancelled | EventKind::JobFailed | EventKind::OperationComplete
+    )
+}
