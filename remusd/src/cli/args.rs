@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use clap::{Parser, Subcommand, ValueEnum};
 
 use super::pair::{Keys, Pair};
-use crate::api::Request;
 use crate::api::types::default_socket;
+use crate::api::{Request, TargetSpec};
 use crate::link::transport::DEFAULT_SSH;
+use crate::ops::{EventKind, OperationId};
 use crate::protect::machine::OnBackupLoss;
 use crate::protect::options::{OnPrimaryLoss, ProtectOptions, Target, Then};
 
@@ -28,7 +29,7 @@ pub struct Args {
 
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed; 2 wrong usage; 3 not permitted; 4 no such domain or protection; \
 5 in conflict with what is there; 6 something needed is missing here; 7 the peer refused or cannot be reached; \
-8 protection ended and the guest is unprotected (protect --foreground).";
+8 protection ended and the guest is unprotected (protect --foreground); 9 aborted.";
 
 /// What to do with output when the backup is lost.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -66,8 +67,11 @@ pub enum Command {
     Unprotect {
         /// Domain name, id or UUID.
         domain: String,
+        /// How to hear of the end.
+        #[command(flatten)]
+        notify: Notify,
     },
-    /// Show every protection of this host, in both roles.
+    /// Show every protection of this host, in both roles: one line each.
     Status {
         /// Only this domain.
         domain: Option<String>,
@@ -77,9 +81,25 @@ pub enum Command {
         /// Go on showing.
         #[arg(short, long)]
         follow: bool,
-        /// Only this domain.
-        #[arg(long)]
+        /// Only this domain: name, id or UUID.
+        #[arg(short, long)]
         domain: Option<String>,
+        /// Only this kind; may be given more than once.
+        #[arg(short, long = "kind", value_name = "KIND")]
+        kinds: Vec<EventKind>,
+        /// Only those with a greater number.
+        #[arg(long, value_name = "SEQ")]
+        after: Option<u64>,
+    },
+    /// Show the operations under way and the latest that have ended.
+    Jobs,
+    /// Ask a job to give up, where that is safe.
+    Abort {
+        /// Its number, as `remus jobs` shows it.
+        job: u64,
+        /// Do not wait for its end.
+        #[arg(long)]
+        no_wait: bool,
     },
     /// On the backup: start the copy, because the primary host is gone.
     Failover {
@@ -88,11 +108,17 @@ pub enum Command {
         /// I have made sure that the primary host is off. If it is not, two copies may run.
         #[arg(long)]
         primary_is_off: bool,
+        /// How to hear of the end.
+        #[command(flatten)]
+        notify: Notify,
     },
     /// On the primary: move the guest to the backup. Nothing is lost; how long it stood still is printed.
     Switchover {
         /// Domain name, id or UUID.
         domain: String,
+        /// How to hear of the end.
+        #[command(flatten)]
+        notify: Notify,
     },
     /// Let this host's copy go on although nobody says that it may: the other host and the witness are both silent.
     AssumeAlone {
@@ -106,6 +132,9 @@ pub enum Command {
     Discard {
         /// Domain name or UUID.
         domain: String,
+        /// How to hear of the end.
+        #[command(flatten)]
+        notify: Notify,
     },
     /// Pair this host with another: from then on their daemons speak TLS, without ssh.
     Pair(Box<Pair>),
@@ -129,7 +158,18 @@ pub enum Command {
         /// I have made sure that no other copy runs: do not ask the peer.
         #[arg(long)]
         assume_owner: bool,
+        /// How to hear of the end.
+        #[command(flatten)]
+        notify: Notify,
     },
+}
+
+/// How to hear of the end.
+#[derive(Debug, clap::Args)]
+pub struct Notify {
+    /// Do not wait: print the job's number; its end is an `operation_complete` event with this tag.
+    #[arg(long)]
+    pub tag: Option<String>,
 }
 
 /// Options of `remus protect`.
@@ -194,8 +234,11 @@ pub struct Protect {
     #[arg(long, value_name = "HOST")]
     pub then: Option<String>,
     /// Stay until protection ends; Ctrl-C ends it.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "tag")]
     pub foreground: bool,
+    /// How to hear of the end.
+    #[command(flatten)]
+    pub notify: Notify,
 }
 
 /// Where the daemon, which has another working directory, finds a program. As with `execvp`, PATH counts for a name without a slash.
@@ -267,7 +310,13 @@ impl Protect {
             }
         }
         options.validate().map_err(|e| e.to_string())?;
-        Ok(Request::Protect { domain: self.domain.clone(), target, options, foreground: self.foreground })
+        Ok(Request::Protect {
+            domain: self.domain.clone(),
+            target: TargetSpec::from(target),
+            options: Some(Box::new(options)),
+            foreground: self.foreground,
+            tag: self.notify.tag.clone(),
+        })
     }
 }
 
@@ -285,21 +334,35 @@ impl Args {
     pub fn request(&self) -> Result<Request, String> {
         Ok(match &self.command {
             Command::Protect(protect) => protect.request()?,
-            Command::Unprotect { domain } => Request::Unprotect { domain: domain.clone() },
-            Command::Status { .. } => Request::Status,
-            Command::Events { follow, .. } => Request::Events { follow: *follow },
-            Command::Failover { domain, primary_is_off } => {
-                Request::Failover { domain: domain.clone(), primary_is_off: *primary_is_off }
+            Command::Unprotect { domain, notify } => {
+                Request::Unprotect { domain: domain.clone(), tag: notify.tag.clone() }
             }
-            Command::Switchover { domain } => Request::Switchover { domain: domain.clone() },
+            Command::Switchover { domain, notify } => {
+                Request::Switchover { domain: domain.clone(), tag: notify.tag.clone() }
+            }
             Command::AssumeAlone { domain, .. } => Request::AssumeAlone { domain: domain.clone() },
-            Command::Discard { domain } => Request::Discard { domain: domain.clone() },
             // These go to the pairing socket.
             Command::Pair(_) | Command::Unpair { .. } | Command::Peers | Command::Keys { .. } => {
                 return Err("not a request of the control API".into());
             }
-            Command::Recover { domain, assume_owner } => {
-                Request::Recover { domain: domain.clone(), assume_owner: *assume_owner }
+            Command::Status { domain } => Request::Status { domain: domain.clone() },
+            Command::Events { follow, domain, kinds, after } => {
+                let (domain, after) = (domain.clone(), *after);
+                let kinds = (!kinds.is_empty()).then(|| kinds.clone());
+                if *follow {
+                    Request::FollowEvents { domain, kinds, after }
+                } else {
+                    Request::GetEvents { domain, kinds, after }
+                }
+            }
+            Command::Jobs => Request::Jobs {},
+            Command::Abort { job, no_wait } => Request::Abort { job: OperationId(*job), wait: !no_wait },
+            Command::Failover { domain, primary_is_off, notify } => {
+                Request::Failover { domain: domain.clone(), primary_is_off: *primary_is_off, tag: notify.tag.clone() }
+            }
+            Command::Discard { domain, notify } => Request::Discard { domain: domain.clone(), tag: notify.tag.clone() },
+            Command::Recover { domain, assume_owner, notify } => {
+                Request::Recover { domain: domain.clone(), assume_owner: *assume_owner, tag: notify.tag.clone() }
             }
         })
     }
@@ -320,9 +383,10 @@ mod tests {
         else {
             panic!()
         };
+        let options = options.unwrap();
         assert_eq!(options.unsafe_disks, ["xvda"]);
         assert!(options.no_netbuffer);
-        assert_eq!(target, Target::Host { host: "b".into(), ssh: None });
+        assert_eq!(target.try_into(), Ok(Target::Host { host: "b".into(), ssh: None }));
         assert!(request("remus protect g b --unsafe everything").unwrap_err().contains("choose"));
     }
 
@@ -330,13 +394,13 @@ mod tests {
     fn an_empty_ssh_makes_the_host_a_command() {
         let args = Args::try_parse_from(["remus", "protect", "g", "nc b 7", "-s", ""]).unwrap();
         let Request::Protect { target, .. } = args.request().unwrap() else { panic!() };
-        assert_eq!(target, Target::Command("nc b 7".into()));
+        assert_eq!(target.try_into(), Ok(Target::Command("nc b 7".into())));
     }
 
     #[test]
     fn the_transport_can_be_chosen() {
         let target = |line: &str| match request(line).unwrap() {
-            Request::Protect { target, .. } => target,
+            Request::Protect { target, .. } => Target::try_from(target).unwrap(),
             other => panic!("{other:?}"),
         };
         assert_eq!(target("remus protect g b --transport tls"), Target::Tls { host: "b".into(), id: None });

@@ -1,121 +1,208 @@
-//! Answers for people: tables and sentences, colours on a terminal only.
+//! Answers for people: one line for each thing, colours on a terminal only.
 
 use std::io::IsTerminal;
 
-use crate::api::{Role, StatusRow};
+use crate::api::{MayRun, Role, StatusRow};
+use crate::ops::operation::{Job, JobState};
 use crate::ops::{Event, EventKind};
 
-/// Paints text when standard output is a terminal.
-fn paint(text: &str, colour: u8) -> String {
-    if std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none() {
-        format!("\x1b[{colour}m{text}\x1b[0m")
-    } else {
-        text.to_string()
-    }
-}
+/// Whether to use colours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Paint(pub bool);
 
 const RED: u8 = 31;
 const GREEN: u8 = 32;
+const YELLOW: u8 = 33;
 
-/// One event as a line.
+impl Paint {
+    /// On a terminal, unless `NO_COLOR` (no-color.org) is set.
+    #[must_use]
+    pub fn of_stdout() -> Self {
+        Self(std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none())
+    }
+
+    fn with(self, text: &str, colour: u8) -> String {
+        if self.0 { format!("\x1b[{colour}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+
+    fn maybe(self, text: &str, colour: Option<u8>) -> String {
+        colour.map_or_else(|| text.to_owned(), |colour| self.with(text, colour))
+    }
+}
+
+fn clock(time_ms: u64) -> String {
+    let seconds = time_ms / 1000 % 86_400;
+    format!("{:02}:{:02}:{:02}.{:03}", seconds / 3600, seconds / 60 % 60, seconds % 60, time_ms % 1000)
+}
+
+/// One event as a line; the time is UTC.
 #[must_use]
-pub fn event(event: &Event) -> String {
-    let kind = serde_json::to_value(event.kind).ok().and_then(|v| v.as_str().map(str::to_string)).unwrap_or_default();
-    let kind = match event.kind {
-        EventKind::Unprotected | EventKind::Holding | EventKind::ActivationFailed => paint(&kind.to_uppercase(), RED),
-        EventKind::Protected | EventKind::Activated => paint(&kind, GREEN),
-        _ => kind,
+pub fn event(event: &Event, paint: Paint) -> String {
+    let name = event.kind.name().replace('_', "-");
+    let (name, colour) = match event.kind {
+        kind if kind.is_alarm() => (name.to_uppercase(), Some(RED)),
+        EventKind::Protected | EventKind::Activated => (name, Some(GREEN)),
+        EventKind::JobFailed | EventKind::Degraded | EventKind::PrimarySuspect => (name, Some(YELLOW)),
+        _ => (name, None),
     };
-    let seconds = event.time_ms / 1000 % 86_400;
-    format!(
-        "{:02}:{:02}:{:02}.{:03} {} {kind}: {}",
-        seconds / 3600,
-        seconds / 60 % 60,
-        seconds % 60,
-        event.time_ms % 1000,
-        event.domain.name,
-        event.detail
-    )
+    format!("{} {} {}: {}", clock(event.time_ms), event.domain.name, paint.maybe(&name, colour), event.detail)
 }
 
-fn age(ms: u64) -> String {
-    if ms < 10_000 { format!("{ms} ms") } else { format!("{} s", ms / 1000) }
-}
-
-/// The status table.
+/// A duration in the unit that suits it.
 #[must_use]
-pub fn status(rows: &[StatusRow]) -> String {
-    if rows.is_empty() {
-        return "No domain is protected by or backed up on this host.".into();
+pub fn age(ms: u64) -> String {
+    match ms {
+        0..10_000 => format!("{ms} ms"),
+        10_000..600_000 => format!("{} s", ms / 1000),
+        600_000..36_000_000 => format!("{} min", ms / 60_000),
+        _ => format!("{} h", ms / 3_600_000),
     }
-    let mut cells =
-        vec![["DOMAIN", "ROLE", "PEER", "PROTECTED", "STATE", "EPOCH", "AGE", "PAUSE", "HELD"].map(String::from)];
-    for row in rows {
-        let (role, safe) = match row.role {
-            Role::Primary => ("primary", if row.protected { "yes" } else { "NO" }),
-            Role::Backup if row.state == "active" => ("backup", "runs here"),
-            Role::Backup => ("backup", if row.protected { "ready" } else { "not yet" }),
-        };
-        cells.push([
-            row.domain.clone(),
-            role.into(),
-            row.peer.clone(),
-            safe.into(),
-            row.state.clone(),
-            row.acked.map_or("-".into(), |e| e.to_string()),
-            row.acked_age_ms.map_or("-".into(), age),
-            row.last_epoch.as_ref().map_or("-".into(), |r| format!("{:.1} ms", r.paused_us() as f64 / 1000.0)),
-            if row.role == Role::Primary { format!("{} B", row.held_bytes) } else { "-".into() },
-        ]);
+}
+
+/// A size in the unit that suits it.
+#[must_use]
+pub fn size(bytes: u64) -> String {
+    match bytes {
+        0..10_240 => format!("{bytes} B"),
+        10_240..10_485_760 => format!("{} KiB", bytes >> 10),
+        10_485_760..10_737_418_240 => format!("{} MiB", bytes >> 20),
+        _ => format!("{} GiB", bytes >> 30),
     }
-    let mut widths = [0; 9];
-    for line in &cells {
-        for (width, cell) in widths.iter_mut().zip(line) {
+}
+
+/// Lines of cells under a heading, in columns; the last column is as long as it is.
+fn columns<const N: usize>(heading: [&str; N], lines: &[([String; N], Option<u8>)], paint: Paint) -> String {
+    let mut widths = heading.map(|cell| cell.chars().count());
+    for (cells, _) in lines {
+        for (width, cell) in widths.iter_mut().zip(cells) {
             *width = (*width).max(cell.chars().count());
         }
     }
-    let mut out = String::new();
-    for (i, line) in cells.iter().enumerate() {
-        let padded: Vec<String> = line.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        let text = padded.join("  ");
-        let colour = i.checked_sub(1).map(|i| if rows[i].protected { GREEN } else { RED });
-        out += &colour.map_or(text.trim_end().to_string(), |c| paint(text.trim_end(), c));
-        out.push('\n');
-        if let Some(row) = i.checked_sub(1).map(|i| &rows[i])
-            && !row.detail.is_empty()
-        {
-            out += &format!("  {}\n", row.detail);
-        }
+    let line = |cells: [&str; N]| {
+        let padded: Vec<_> = cells.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        padded.join("  ").trim_end().to_owned()
+    };
+    let mut out = vec![line(heading)];
+    for (cells, colour) in lines {
+        out.push(paint.maybe(&line(cells.each_ref().map(String::as_str)), *colour));
     }
-    out.trim_end().to_string()
+    out.join("\n")
+}
+
+/// Whether it is protected, in a word or two.
+#[must_use]
+pub fn protection(row: &StatusRow) -> String {
+    match (row.role, row.protected, row.may_run) {
+        (Role::Primary, true, _) => "protected".into(),
+        (Role::Primary, false, MayRun::Here | MayRun::Undecided) => format!("UNPROTECTED ({})", row.state),
+        (Role::Backup, true, _) => "ready".into(),
+        _ => row.state.clone(),
+    }
+}
+
+/// From where to where.
+#[must_use]
+pub fn direction(row: &StatusRow) -> String {
+    match row.role {
+        Role::Primary => format!("here -> {}", row.peer),
+        Role::Backup => format!("{} -> here", row.peer),
+    }
+}
+
+/// What would be lost if the primary host died now.
+#[must_use]
+pub fn at_risk(row: &StatusRow) -> String {
+    match (row.role, row.stale_ms, row.may_run) {
+        (Role::Primary, Some(ms), _) => format!("{}, {} packets", age(ms), row.held_packets),
+        (Role::Primary, None, MayRun::Here | MayRun::Undecided) => "EVERYTHING".into(),
+        (Role::Backup, Some(ms), MayRun::Peer) => age(ms),
+        _ => "-".into(),
+    }
+}
+
+/// Who may run it.
+#[must_use]
+pub fn may_run(row: &StatusRow) -> String {
+    match row.may_run {
+        MayRun::Here => "here".into(),
+        MayRun::Peer => row.peer.clone(),
+        MayRun::Undecided => "UNDECIDED".into(),
+        MayRun::Nobody => "nobody".into(),
+    }
+}
+
+fn colour(row: &StatusRow) -> Option<u8> {
+    match (row.role, row.protected, row.may_run) {
+        (_, true, _) => Some(GREEN),
+        (Role::Primary, false, MayRun::Here) | (_, _, MayRun::Undecided) => Some(RED),
+        _ => None,
+    }
+}
+
+/// The status: a line for each protection.
+#[must_use]
+pub fn status(rows: &[StatusRow], paint: Paint) -> String {
+    if rows.is_empty() {
+        return "No domain is protected by or backed up on this host.".into();
+    }
+    let lines: Vec<_> = rows
+        .iter()
+        .map(|row| {
+            let cells = [
+                row.domain.clone(),
+                protection(row),
+                direction(row),
+                row.acked.map_or("-".into(), |e| e.to_string()),
+                row.stale_ms.map_or("-".into(), age),
+                at_risk(row),
+                may_run(row),
+                row.last_epoch.as_ref().map_or("-".into(), |r| format!("{:.1} ms", r.paused_us() as f64 / 1000.0)),
+                row.detail.clone(),
+            ];
+            (cells, colour(row))
+        })
+        .collect();
+    columns(["DOMAIN", "IS", "FROM -> TO", "EPOCH", "STALE", "LOST NOW", "MAY RUN", "PAUSE", "NOTE"], &lines, paint)
+}
+
+/// The jobs: a line for each.
+#[must_use]
+pub fn jobs(jobs: &[Job], paint: Paint) -> String {
+    if jobs.is_empty() {
+        return "No job is under way or has ended since remusd was started.".into();
+    }
+    let lines: Vec<_> = jobs
+        .iter()
+        .map(|job| {
+            let (state, colour) = match job.state {
+                JobState::Running => ("running", None),
+                JobState::Aborting => ("aborting", Some(YELLOW)),
+                JobState::Completed => ("completed", None),
+                JobState::Cancelled => ("cancelled", Some(YELLOW)),
+                JobState::Failed => ("failed", Some(RED)),
+            };
+            let progress = job
+                .progress
+                .filter(|p| p.total > 0)
+                .map_or("-".into(), |p| format!("{} %", p.pages.min(p.total) * 100 / p.total));
+            let by = job.initiator.map_or("remusd".into(), |by| format!("uid {}", by.uid));
+            let cells = [
+                job.id.to_string(),
+                job.kind.to_string(),
+                job.domain.name.clone(),
+                state.into(),
+                clock(job.started_ms),
+                age(job.ran_ms),
+                progress,
+                if job.abortable { "yes" } else { "no" }.into(),
+                by,
+                job.detail.clone(),
+            ];
+            (cells, colour)
+        })
+        .collect();
+    columns(["JOB", "DOES", "DOMAIN", "STATE", "SINCE", "FOR", "DONE", "ABORTABLE", "BY", "NOTE"], &lines, paint)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::ids::{Generation, ProtectionId};
-
-    #[test]
-    fn an_unprotected_row_says_no_and_why() {
-        let row = StatusRow {
-            domain: "web".into(),
-            uuid: ProtectionId::nil(),
-            domid: None,
-            role: Role::Primary,
-            peer: "hostb".into(),
-            state: "alone".into(),
-            protected: false,
-            generation: Generation(4),
-            acked: None,
-            acked_age_ms: None,
-            held_packets: 0,
-            held_bytes: 0,
-            dropped_packets: 0,
-            last_epoch: None,
-            detail: "the backup is lost: silence for 1000 ms".into(),
-        };
-        let text = status(&[row]);
-        assert!(text.contains("NO") && text.contains("silence for 1000 ms"), "{text}");
-        assert!(!text.contains('\x1b'), "no colours in a pipe");
-    }
-}
+mod tests;

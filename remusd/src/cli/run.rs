@@ -7,12 +7,15 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::args::{Args, Command};
 use super::render;
-use crate::api::client::Call;
+use crate::api::client::{Call, hung_up};
 use crate::api::{ApiError, ErrorCode, Reply, Request, StatusRow};
-use crate::ops::EventKind;
+use crate::ops::operation::Job;
+use crate::ops::{Event, EventKind};
 
-fn exit_code(code: ErrorCode) -> ExitCode {
-    ExitCode::from(match code {
+/// The exit code of a failure; `remus --help` has the list.
+#[must_use]
+pub fn exit_code(code: ErrorCode) -> u8 {
+    match code {
         ErrorCode::Failed => 1,
         ErrorCode::Invalid => 2,
         ErrorCode::Denied => 3,
@@ -20,37 +23,29 @@ fn exit_code(code: ErrorCode) -> ExitCode {
         ErrorCode::Conflict => 5,
         ErrorCode::Unsupported => 6,
         ErrorCode::Peer => 7,
-    })
+        ErrorCode::Cancelled => 9,
+    }
 }
+
+/// A foreground protection has ended and left the guest unprotected.
+const UNPROTECTED: u8 = 8;
 
 /// Runs one command to its end.
 pub async fn run(args: &Args) -> ExitCode {
-    if let Some(done) = pairing(args).await {
-        return match done {
-            Ok(value) if args.json => {
-                println!("{}", serde_json::json!({ "result": value }));
-                ExitCode::SUCCESS
+    let done = match pairing(args).await {
+        Some(done) => done.map(|value| {
+            show_message(args, &value);
+            0
+        }),
+        None => match args.request() {
+            Ok(Request::AssumeAlone { domain }) if !said_yes(args) && !confirmed(&domain) => {
+                Err(ApiError::new(ErrorCode::Conflict, "nothing was done"))
             }
-            Ok(value) => {
-                println!("{}", value["message"].as_str().unwrap_or_default());
-                ExitCode::SUCCESS
-            }
-            Err(error) => fail(args, &error),
-        };
-    }
-    let request = match args.request() {
-        Ok(request) => request,
-        Err(text) => return fail(args, &ApiError::new(ErrorCode::Invalid, text)),
+            Ok(request) => talk(args, request).await,
+            Err(text) => Err(ApiError::new(ErrorCode::Invalid, text)),
+        },
     };
-    if let Command::AssumeAlone { domain, yes: false } = &args.command
-        && !confirmed(domain)
-    {
-        return fail(args, &ApiError::new(ErrorCode::Conflict, "nothing was done"));
-    }
-    match talk(args, request).await {
-        Ok(code) => code,
-        Err(error) => fail(args, &error),
-    }
+    ExitCode::from(done.unwrap_or_else(|error| fail(args, &error)))
 }
 
 /// What goes to the pairing socket; `None` for everything else.
@@ -63,6 +58,10 @@ async fn pairing(args: &Args) -> Option<Result<serde_json::Value, ApiError>> {
         Command::Keys { keys } => super::pair::keys(&socket, *keys).await,
         _ => return None,
     })
+}
+
+fn said_yes(args: &Args) -> bool {
+    matches!(args.command, Command::AssumeAlone { yes: true, .. })
 }
 
 /// Says what it risks and asks.
@@ -78,7 +77,7 @@ fn confirmed(domain: &str) -> bool {
     std::io::stdin().lock().read_line(&mut line).is_ok() && line.trim() == domain
 }
 
-fn fail(args: &Args, error: &ApiError) -> ExitCode {
+fn fail(args: &Args, error: &ApiError) -> u8 {
     if args.json {
         println!("{}", serde_json::json!({ "error": error }));
     } else {
@@ -87,21 +86,14 @@ fn fail(args: &Args, error: &ApiError) -> ExitCode {
     exit_code(error.code)
 }
 
-fn wanted(args: &Args) -> Option<&str> {
-    match &args.command {
-        Command::Status { domain } | Command::Events { domain, .. } => domain.as_deref(),
-        _ => None,
-    }
-}
-
-async fn talk(args: &Args, request: Request) -> Result<ExitCode, ApiError> {
+async fn talk(args: &Args, request: Request) -> Result<u8, ApiError> {
     let foreground = match &request {
         Request::Protect { foreground: true, domain, .. } => Some(domain.clone()),
         _ => None,
     };
     let mut interrupted = std::pin::pin!(interruption(foreground.is_some()));
     let mut stopping = None;
-    let mut call = Call::start(&args.socket(), request).await?;
+    let mut call = Call::start(&args.socket(), &request).await?;
     let bar = progress_bar(args);
     let mut unprotected = false;
     loop {
@@ -110,41 +102,35 @@ async fn talk(args: &Args, request: Request) -> Result<ExitCode, ApiError> {
             () = &mut interrupted, if stopping.is_none() => {
                 // Kept until the end, which comes on the first connection.
                 let domain = foreground.clone().unwrap_or_default();
-                stopping = Some(Call::start(&args.socket(), Request::Unprotect { domain }).await?);
+                stopping = Some(Call::start(&args.socket(), &Request::Unprotect { domain, tag: None }).await?);
                 continue;
             }
         };
-        let Some(reply) = reply else { break };
+        let Some(reply) = reply else { return Err(hung_up()) };
         match reply {
             Reply::Error(error) => {
                 bar.finish_and_clear();
-                return Ok(fail(args, &error));
+                return Err(error);
             }
             Reply::Result(value) => {
                 bar.finish_and_clear();
-                show_result(args, &value)?;
-                return Ok(if foreground.is_some() && unprotected { ExitCode::from(8) } else { ExitCode::SUCCESS });
-            }
-            other if args.json => {
-                if !matches!(&other, Reply::Event(e) if wanted(args).is_some_and(|d| d != e.domain.name)) {
-                    println!("{}", serde_json::to_string(&other).unwrap_or_default());
-                }
+                show_result(args, value)?;
+                return Ok(if foreground.is_some() && unprotected { UNPROTECTED } else { 0 });
             }
             Reply::Event(event) => {
                 unprotected |= event.kind == EventKind::Unprotected;
-                if wanted(args).is_none_or(|d| d == event.domain.name) {
-                    bar.suspend(|| println!("{}", render::event(&event)));
-                }
+                bar.suspend(|| show_event(args, &event));
             }
+            other if args.json => println!("{}", serde_json::to_string(&other).unwrap_or_default()),
             Reply::Missed(count) => bar.suspend(|| println!("({count} events missed)")),
-            Reply::Progress { pages, total, bytes } => {
-                bar.set_length(total.max(pages));
-                bar.set_position(pages);
-                bar.set_message(format!("{} MiB sent", bytes >> 20));
+            Reply::Progress(progress) => {
+                bar.set_length(progress.total.max(progress.pages));
+                bar.set_position(progress.pages);
+                bar.set_message(format!("{} MiB sent", progress.bytes >> 20));
             }
+            Reply::Rows(_) => {}
         }
     }
-    Err(ApiError::new(ErrorCode::Failed, "remusd hung up before it had answered; see its log (journalctl -u remusd)"))
 }
 
 /// Ends at Ctrl-C or SIGTERM, if those are to mean anything but the end of this program.
@@ -176,32 +162,61 @@ fn progress_bar(args: &Args) -> ProgressBar {
     bar
 }
 
-fn show_result(args: &Args, value: &serde_json::Value) -> Result<(), ApiError> {
+fn show_event(args: &Args, event: &Event) {
+    if args.json {
+        println!("{}", serde_json::json!({ "event": event }));
+    } else {
+        println!("{}", render::event(event, render::Paint::of_stdout()));
+    }
+}
+
+/// A member of a result as what it is.
+fn member<T: serde::de::DeserializeOwned>(value: &mut serde_json::Value, name: &str) -> Result<T, ApiError> {
+    let member = value.get_mut(name).map(serde_json::Value::take).unwrap_or_default();
+    serde_json::from_value(member).map_err(|e| {
+        ApiError::new(
+            ErrorCode::Failed,
+            format!("The answer's {name} cannot be read: {e}. Is remusd of another version?"),
+        )
+    })
+}
+
+fn show_result(args: &Args, mut value: serde_json::Value) -> Result<(), ApiError> {
+    let paint = render::Paint::of_stdout();
     match &args.command {
         Command::Status { .. } => {
-            let mut rows: Vec<StatusRow> = serde_json::from_value(value.clone())
-                .map_err(|e| ApiError::new(ErrorCode::Failed, format!("status cannot be read: {e}")))?;
-            if let Some(name) = wanted(args) {
-                rows.retain(|row| row.domain == name || row.uuid.to_string() == name);
-                if rows.is_empty() {
-                    return Err(ApiError::new(
-                        ErrorCode::NotFound,
-                        format!("{name} is neither protected by nor backed up on this host"),
-                    ));
-                }
-            }
+            let rows: Vec<StatusRow> = member(&mut value, "rows")?;
             if args.json {
                 println!("{}", serde_json::to_string(&rows).unwrap_or_default());
             } else {
-                println!("{}", render::status(&rows));
+                println!("{}", render::status(&rows, paint));
             }
         }
-        _ if args.json => println!("{}", serde_json::json!({ "result": value })),
-        _ => {
-            if let Some(text) = value.get("message").and_then(|v| v.as_str()) {
-                println!("{text}");
+        Command::Jobs => {
+            let jobs: Vec<Job> = member(&mut value, "jobs")?;
+            if args.json {
+                println!("{}", serde_json::to_string(&jobs).unwrap_or_default());
+            } else {
+                println!("{}", render::jobs(&jobs, paint));
             }
         }
+        Command::Events { .. } => {
+            let events: Vec<Event> = member(&mut value, "events")?;
+            for event in events {
+                show_event(args, &event);
+            }
+        }
+        _ => show_message(args, &value),
     }
     Ok(())
+}
+
+fn show_message(args: &Args, value: &serde_json::Value) {
+    if args.json {
+        println!("{}", serde_json::json!({ "result": value }));
+    } else if let Some(text) = value.get("message").and_then(|v| v.as_str()) {
+        println!("{text}");
+    } else if let Some(job) = value.get("job") {
+        println!("job {job}");
+    }
 }
