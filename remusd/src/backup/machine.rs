@@ -415,6 +415,11 @@ impl Machine {
             State::Armed => {
                 self.staging.discard_open();
                 self.state = State::Waiting;
+                if self.token != Token::Primary {
+                    return vec![Action::Report(Report::Waiting(format!(
+                        "the link to the primary has ended ({text}); the copy is kept. If nothing is heard from it the witness is asked"
+                    )))];
+                }
                 vec![Action::Report(Report::Waiting(format!(
                     "the link to the primary has ended ({text}); the copy is kept. If the primary's host is off, run \
                      `remus failover --primary-is-off`; `remus discard` destroys the copy"

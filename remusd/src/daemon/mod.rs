@@ -9,6 +9,7 @@ mod listen;
 pub mod monitor;
 mod observe;
 pub mod recover;
+pub mod reprotect;
 pub mod resolve;
 #[cfg(feature = "xen")]
 pub mod run;
@@ -90,6 +91,8 @@ pub struct Daemon {
     /// Protections that are being set up, which takes as long as the peer takes to answer.
     starting: Arc<std::sync::Mutex<HashSet<ProtectionId>>>,
     pairing: OnceLock<Result<Arc<Pairing>, String>>,
+    /// Recoveries that wait for a witness.
+    recoveries: std::sync::Mutex<HashMap<ProtectionId, tokio::task::AbortHandle>>,
     /// Witnesses of protections that are being recovered.
     recovering: std::sync::Mutex<HashMap<ProtectionId, crate::protect::ownership::Opened>>,
     /// The witnesses that protections name.
@@ -120,6 +123,7 @@ impl Daemon {
     ) -> Self {
         Self {
             witnesses,
+            recoveries: std::sync::Mutex::default(),
             recovering: std::sync::Mutex::default(),
             host,
             state,

@@ -37,21 +37,15 @@ impl Daemon {
         let recoveries = records.into_iter().map(|record| {
             let daemon = self.clone();
             async move {
-                // The witness may take for ever, and nobody else should wait for that. Sealing comes first in every case.
-                let waits = record.token != Token::Primary;
-                let begun = daemon.begin_recover(record, false, None, None);
-                let work = async move {
-                    let ended = match begun {
-                        Ok(begun) => begun.answer().await,
-                        Err(error) => Err(error),
-                    };
-                    if let Err(error) = ended {
-                        tracing::error!("{error}");
-                    }
+                if record.token != Token::Primary {
+                    return daemon.recover_with_witness(record);
+                }
+                let ended = match daemon.begin_recover(record, false, None, None) {
+                    Ok(begun) => begun.answer().await,
+                    Err(error) => Err(error),
                 };
-                match waits {
-                    true => drop(tokio::spawn(work)),
-                    false => work.await,
+                if let Err(error) = ended {
+                    tracing::error!("{error}");
                 }
             }
         });
@@ -103,7 +97,6 @@ impl Daemon {
             on_backup_loss: record.options.on_backup_loss,
             on_primary_loss: record.options.on_primary_loss,
         });
-        let mut frozen = false;
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(3), ASK_PEER)
             .map_err(|error| failed(error.to_string()))?;
         loop {
@@ -149,10 +142,12 @@ impl Daemon {
                     Event::Recording
                 }
                 Action::Freeze(text) => {
-                    if info.as_ref().is_some_and(|info| !info.state.paused) && !frozen {
+                    // An earlier life may have done so: pauses are counted.
+                    if !record.frozen {
+                        record.frozen = true;
+                        self.state.put_primary(&record).map_err(|e| failed(e.to_string()))?;
                         self.host.hypervisor.pause(record.domid).await.map_err(|e| failed(e.to_string()))?;
                     }
-                    frozen = true;
                     let text =
                         format!("{text}. The guest here is frozen and sealed until that copy runs or is given up");
                     self.log.publish(domain.clone(), EventKind::Yielding, text);
@@ -169,14 +164,15 @@ impl Daemon {
                     Ok(()) => Event::Waited,
                     Err(_) => Event::PatienceOver,
                 },
-                Action::TakeOver(text)
-                    if frozen || info.as_ref().is_some_and(|info| record.armed && info.state.paused) =>
-                {
-                    // By us, now or in an earlier life.
-                    self.host.hypervisor.unpause(record.domid).await.map_err(|e| failed(e.to_string()))?;
+                Action::TakeOver(text) => {
+                    if record.frozen && info.is_some() {
+                        self.host.hypervisor.unpause(record.domid).await.map_err(|e| failed(e.to_string()))?;
+                    }
+                    if assume_owner {
+                        self.record_assumption(&record, domain.clone());
+                    }
                     return self.take_over(&record, domain, info.is_some(), &text).await;
                 }
-                Action::TakeOver(text) => return self.take_over(&record, domain, info.is_some(), &text).await,
                 Action::GiveUp(text) => return self.give_up(&record, domain, info.is_some(), &text).await,
                 Action::StandAside(text) => {
                     self.remove_leftovers(&record, Ending::Discard).await.map_err(failed)?;
@@ -196,6 +192,50 @@ impl Daemon {
                 }
             };
             action = recovery.step(event);
+        }
+    }
+
+    /// An operator has decided what the witness was to: until the record says so too, the peer could still win it (R3, R4).
+    fn record_assumption(&self, record: &PrimaryRecord, domain: DomainRef) {
+        let Token::Witness(key) = record.token else { return };
+        let keeper = match self.recovery_keeper(record) {
+            Ok(keeper) => keeper,
+            Err(text) => return tracing::error!(domain = record.name, "{text}"),
+        };
+        let log = self.log.clone();
+        tokio::spawn(async move {
+            let conflict = match claimed(keeper.claim(key, FOR_EVER).await) {
+                Event::ClaimWon(key) => return drop(keeper.activate(key, FOR_EVER).await),
+                Event::ClaimLost(text) | Event::ClaimRefused(text) => text,
+                _ => return,
+            };
+            let text = format!(
+                "the guest runs here on an operator's word, but the witness says: {conflict}. TWO COPIES MAY BE LIVE: find out which one \
+                 is right and destroy the other"
+            );
+            log.publish(domain, EventKind::Conflict, text);
+        });
+    }
+
+    /// Recovers a protection that a witness decides about: it may take for ever, and nobody else should wait for that.
+    pub(super) fn recover_with_witness(self: &Arc<Self>, record: PrimaryRecord) {
+        let (daemon, uuid) = (self.clone(), record.uuid);
+        let task = tokio::spawn(async move {
+            if let Err(error) = daemon.recover(record, false).await {
+                tracing::error!("{error}");
+            }
+        });
+        let mut tasks = self.recoveries.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(old) = tasks.insert(uuid, task.abort_handle()) {
+            old.abort();
+        }
+    }
+
+    /// Ends a recovery that waits for the witness: an operator takes its place.
+    pub(super) fn end_recovery(&self, uuid: ProtectionId) {
+        let mut tasks = self.recoveries.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(task) = tasks.remove(&uuid) {
+            task.abort();
         }
     }
 
@@ -240,6 +280,7 @@ impl Daemon {
         let text = format!("the guest runs here, UNPROTECTED ({why}); `remus protect` it again");
         self.log.publish(domain.clone(), EventKind::Recovered, text.clone());
         self.log.publish(domain, EventKind::Unprotected, "the daemon was restarted under it; protect it again");
+        self.reprotect_by_policy(record.uuid, &record.name, &record.target, &record.options);
         Ok(text)
     }
 

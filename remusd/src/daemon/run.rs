@@ -80,6 +80,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         helper: settings.save_helper,
     };
     let daemon = Arc::new(Daemon::new(host, state, log, backups.clone(), witnesses));
+    daemon.follow_activations();
     backups.recover().await?;
     // Keys that cannot be used keep nobody from being recovered: a guest that runs must be sealed, whatever else is wrong.
     let pairing = match Keyring::open(&settings.state_dir.join("tls")) {

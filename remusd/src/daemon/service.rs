@@ -129,6 +129,12 @@ impl Daemon {
                 continue;
             }
             let name = record.name.clone();
+            if record.token != Token::Primary && !assume_owner {
+                self.recover_with_witness(record);
+                done.push(format!("{name}: the witness is asked; `remus events --follow` shows what it says"));
+                continue;
+            }
+            self.end_recovery(record.uuid);
             let begun = self.begin_recover(record, assume_owner, Some(by), tag.clone())?;
             if tag.is_some() {
                 return begun.answer().await;

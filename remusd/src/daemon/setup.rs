@@ -12,6 +12,7 @@ use crate::link::{self, LinkError, LinkOptions, PrimaryLink, ProtectOffer, Trans
 use crate::pair::{KeyringError, Pairing};
 use crate::protect::domain::DomainConfig;
 use crate::protect::driver::{self, Parts};
+use crate::protect::machine::Outcome;
 use crate::protect::options::{Next, OnPrimaryLoss, ProtectOptions, Target, Then};
 use crate::protect::ownership::WitnessSource;
 use crate::protect::peer::{Outlet, PeerControl, PeerEvent, PeerLost};
@@ -105,6 +106,18 @@ impl Daemon {
         let found = resolve::domain(&self.host.hypervisor, &self.host.store, typed).await?;
         let (domain, domid) = (found.domain, found.info.domid);
         let _starting = self.reserve(&domain).await?;
+        // Whoever owns it, it is not known to be this host.
+        let undecided =
+            |r: &PrimaryRecord| r.token != link::Token::Primary || r.handed_over || r.superseded || r.frozen;
+        if self.state.primaries().0.iter().any(|record| record.uuid == domain.uuid && undecided(record)) {
+            return Err(ApiError::new(
+                ErrorCode::Conflict,
+                format!(
+                    "{0} has still to be recovered from an earlier protection: `remus recover {0}` says why",
+                    domain.name
+                ),
+            ));
+        }
         if domain.name.ends_with(crate::stream::handshake::INCOMING_SUFFIX) {
             return Err(ApiError::new(
                 ErrorCode::Conflict,
@@ -174,6 +187,7 @@ impl Daemon {
             superseded: false,
             token: link::Token::Primary,
             handed_over: false,
+            frozen: false,
             target: target.clone(),
             options: options.clone(),
             vifs: super::devices::vifs(&set),
@@ -191,6 +205,7 @@ impl Daemon {
         self.end_monitor(domain.uuid).await;
         let monitor_record =
             monitor::MonitorRecord { uuid: domain.uuid, domid, name: domain.name.clone(), config: config.json.clone() };
+        let (again_target, again_options) = (target.clone(), options.clone());
         let parts = Parts {
             domain: domain.clone(),
             domid,
@@ -220,10 +235,15 @@ impl Daemon {
         let uuid = domain.uuid;
         let primary = Primary { domain, target, generation, unsafe_target, witness, handle: handle.clone() };
         self.primaries.lock().await.insert(uuid, primary);
+        let again = (again_target, again_options);
+        let name = monitor_record.name.clone();
         let (daemon, watched) = (self.clone(), handle.clone());
         tokio::spawn(async move {
             let outcome = watched.ended().await;
             daemon.after(monitor_record, &watched, &outcome).await;
+            if matches!(outcome, Outcome::Alone(_)) {
+                daemon.reprotect_by_policy(uuid, &name, &again.0, &again.1);
+            }
         });
         Ok(handle)
     }

@@ -63,6 +63,9 @@ pub struct PrimaryRecord {
     /// Whether the guest was given to the backup without a witness: then it stays still until the backup says what became of it.
     #[serde(default)]
     pub handed_over: bool,
+    /// Whether we have stopped the guest's vCPUs because the other copy may run: whoever owns it again lets them go on.
+    #[serde(default)]
+    pub frozen: bool,
     /// Where the copy is.
     pub target: Target,
     /// How it was protected.
@@ -252,6 +255,7 @@ mod tests {
             superseded: false,
             token: crate::link::Token::Primary,
             handed_over: false,
+            frozen: false,
             target: Target::Blackhole,
             options: ProtectOptions::default(),
             devices: vec![],

@@ -161,12 +161,17 @@ impl Driver {
                 }
             }
             Action::SaveSuperseded => {
+                self.moved = Some(Instant::now());
                 self.parts.record.superseded = true;
                 if let Err(text) = self.save_record() {
                     tracing::error!(domain = self.parts.domain.name, "{text}");
                 }
             }
             Action::Freeze => {
+                self.parts.record.frozen = true;
+                if let Err(text) = self.save_record() {
+                    tracing::error!(domain = self.parts.domain.name, "{text}");
+                }
                 if let Err(error) = self.parts.hypervisor.pause(self.parts.domid).await {
                     tracing::error!(domain = self.parts.domain.name, "freezing a superseded copy: {error}");
                 }
@@ -180,7 +185,9 @@ impl Driver {
             Action::Forget => self.forget(),
             Action::End(outcome) => {
                 let handed = matches!(outcome, Outcome::HandedOver(_));
-                let downtime = self.current.suspended.map(|at| at.elapsed());
+                // As seen from here: until the word that the copy runs has come.
+                let stood = self.current.suspended.zip(self.moved);
+                let downtime = stood.map(|(from, to)| to.saturating_duration_since(from));
                 self.answer_switchover(match (handed, downtime) {
                     (true, Some(downtime)) => Ok(downtime),
                     _ => Err(format!("protection has ended: {outcome:?}")),

@@ -191,6 +191,8 @@ struct Driver {
     stop_deadline: Option<Instant>,
     handover_deadline: Option<Instant>,
     asking: Option<witness::Asking>,
+    /// When the other copy was heard to run.
+    moved: Option<Instant>,
     /// Who waits for a switchover.
     switchover: Option<oneshot::Sender<Result<Duration, String>>>,
     /// Cleaning up left something to `remus recover`.
@@ -246,6 +248,7 @@ pub fn start(mut parts: Parts, suspender: Suspender) -> Handle {
         stop_deadline: None,
         handover_deadline: None,
         asking: parts.witness.take().map(witness::Asking::start),
+        moved: None,
         switchover: None,
         unfinished: false,
         pause_deadline: None,

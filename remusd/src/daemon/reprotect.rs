@@ -1,0 +1,105 @@
+//! Protects a guest again without an operator, where the protection's policy says so: after a failover or switchover on the new
+//! primary, after the loss of the backup or a crash of the daemon on the old one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Daemon;
+use crate::api::{ApiError, ErrorCode};
+use crate::ids::ProtectionId;
+use crate::ops::{Backoff, DomainRef, EventKind};
+use crate::protect::options::{Next, ProtectOptions, Target, Then};
+
+/// Between tries: the other host may be rebooting, or be gone for days.
+const FIRST: Duration = Duration::from_secs(2);
+const LONGEST: Duration = Duration::from_secs(60);
+const GIVE_UP: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// Whether trying again can help.
+fn may_come_right(error: &ApiError) -> bool {
+    // Gone, protected meanwhile, or never possible.
+    !matches!(error.code, ErrorCode::NotFound | ErrorCode::Conflict | ErrorCode::Invalid | ErrorCode::Unsupported)
+}
+
+impl Daemon {
+    /// Protects every copy that is activated here as its primary has wished beforehand.
+    pub fn follow_activations(self: &Arc<Self>) {
+        let daemon = self.clone();
+        let (_, mut live) = self.log.subscribe();
+        tokio::spawn(async move {
+            use tokio::sync::broadcast::error::RecvError;
+            loop {
+                match live.recv().await {
+                    Ok(event) if event.kind == EventKind::Activated => daemon.activated(&event.domain),
+                    Ok(_) => {}
+                    Err(RecvError::Lagged(missed)) => {
+                        tracing::error!("{missed} events missed; an activated guest may have to be protected by hand");
+                    }
+                    Err(RecvError::Closed) => return,
+                }
+            }
+        });
+    }
+
+    fn activated(self: &Arc<Self>, domain: &DomainRef) {
+        let Some(text) = self.backups.get(domain.uuid).and_then(|handle| handle.status().offer.then) else { return };
+        match serde_json::from_str::<Next>(&text) {
+            Ok(Next { target, options }) => self.reprotect(domain.uuid, &domain.name, target, options),
+            Err(error) => tracing::error!(domain = domain.name, "the wish for protection afterwards: {error}"),
+        }
+    }
+
+    /// As [`Self::reprotect`], if the policy asks for it.
+    pub(super) fn reprotect_by_policy(
+        self: &Arc<Self>,
+        uuid: ProtectionId,
+        name: &str,
+        target: &Target,
+        options: &ProtectOptions,
+    ) {
+        if options.then != Then::Nothing {
+            self.reprotect(uuid, name, target.clone(), options.clone());
+        }
+    }
+
+    /// Protects the guest as soon as the target answers. Ends when somebody else has, or when the guest is gone.
+    fn reprotect(self: &Arc<Self>, uuid: ProtectionId, name: &str, target: Target, options: ProtectOptions) {
+        let (daemon, name) = (self.clone(), name.to_owned());
+        tokio::spawn(async move {
+            let domain = DomainRef { domid: None, name: name.clone(), uuid };
+            let Ok(mut backoff) = Backoff::new(FIRST, LONGEST, GIVE_UP) else { return };
+            let mut said = None;
+            // The first wait lets an activation or a crash's leftovers settle.
+            while backoff.wait().await.is_ok() {
+                let error = match daemon.protect(&uuid.to_string(), target.clone(), options.clone()).await {
+                    Ok(_) => return,
+                    Err(error) => error,
+                };
+                let goes_on = may_come_right(&error);
+                if said.as_ref() != Some(&error) {
+                    let then = if goes_on { "trying on" } else { "protect it by hand" };
+                    let text = format!("protecting {name} towards {}: {error}; {then}", target.label());
+                    daemon.log.publish(domain.clone(), EventKind::Unprotected, text);
+                }
+                if !goes_on {
+                    return;
+                }
+                said = Some(error);
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_that_is_away_is_tried_on_and_what_cannot_be_is_not() {
+        let error = |code| ApiError::new(code, "x");
+        assert!(may_come_right(&error(ErrorCode::Peer)) && may_come_right(&error(ErrorCode::Failed)));
+        for code in [ErrorCode::NotFound, ErrorCode::Conflict, ErrorCode::Invalid, ErrorCode::Unsupported] {
+            assert!(!may_come_right(&error(code)), "{code:?}");
+        }
+    }
+}
