@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::Daemon;
 use crate::api::{ApiError, ErrorCode};
 use crate::ids::ProtectionId;
-use crate::ops::{Backoff, DomainRef, EventKind};
+use crate::ops::{Backoff, Delivery, DomainRef, EventKind};
 use crate::protect::options::{Next, ProtectOptions, Target, Then};
 
 /// Between tries: the other host may be rebooting, or be gone for days.
@@ -27,15 +27,13 @@ impl Daemon {
         let daemon = self.clone();
         let (_, mut live) = self.log.subscribe();
         tokio::spawn(async move {
-            use tokio::sync::broadcast::error::RecvError;
-            loop {
-                match live.recv().await {
-                    Ok(event) if event.kind == EventKind::Activated => daemon.activated(&event.domain),
-                    Ok(_) => {}
-                    Err(RecvError::Lagged(missed)) => {
+            while let Some(delivery) = live.next().await {
+                match delivery {
+                    Delivery::Event(event) if event.kind == EventKind::Activated => daemon.activated(&event.domain),
+                    Delivery::Event(_) => {}
+                    Delivery::Missed(missed) => {
                         tracing::error!("{missed} events missed; an activated guest may have to be protected by hand");
                     }
-                    Err(RecvError::Closed) => return,
                 }
             }
         });

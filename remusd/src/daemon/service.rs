@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{Daemon, resolve};
 use crate::api::server::{Answer, Service};
 use crate::api::{ApiError, Caller, ErrorCode, Request};
+use crate::link::Token;
 use crate::ops::operation::Initiator;
 use crate::ops::{EventKind, Filter};
 use crate::protect::driver::Order;
