@@ -4,6 +4,7 @@
 //! `witness` (who may run), `xen` (the only unsafe code), `ops` and `api` (what people see). docs/architecture.md has the picture.
 
 pub mod api;
+pub mod audit;
 pub mod backup;
 pub mod capture;
 pub mod cli;

@@ -7,6 +7,7 @@ pub mod domain;
 pub mod fake;
 pub mod guard;
 pub mod hypervisor;
+pub mod pages;
 pub mod spawn;
 pub mod store;
 pub mod suspend;
@@ -28,9 +29,12 @@ pub use domain::{DomainInfo, DomainState, GuestType, HostInfo, ShutdownReason, X
 pub use fake::{FakeHypervisor, FakeStore};
 pub use guard::{GuardHandle, SuspendGuard};
 pub use hypervisor::{HvmParam, Hypervisor, LogDirty, XenError};
+pub use pages::{FakePages, GuestPages, PageHash};
 pub use store::{Compared, StoreError, Watch, XenStore};
 pub use suspend::{SuspendError, Suspended, Suspender};
 
+#[cfg(feature = "xen")]
+pub use pages::XenPages;
 #[cfg(feature = "xen")]
 pub use real::XenHypervisor;
 #[cfg(feature = "xen")]

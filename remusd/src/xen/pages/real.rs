@@ -1,0 +1,33 @@
+//! The real pages: one thread owns the interfaces, so that reading never waits behind another call to the hypervisor.
+
+use async_trait::async_trait;
+
+use super::ffi::Pages;
+use super::{GuestPages, PageHash};
+use crate::ids::DomId;
+use crate::xen::hypervisor::XenError;
+use crate::xen::owner::{Lost, Owner};
+
+/// Guest pages of this host.
+pub struct XenPages {
+    owner: Owner<Pages>,
+}
+
+impl XenPages {
+    /// Opens the interfaces.
+    ///
+    /// # Errors
+    /// [`XenError`] when this is not a dom0, or without libxenforeignmemory1.
+    pub fn open() -> Result<Self, XenError> {
+        let owner = Owner::start("remus-pages", Pages::open, |cause| XenError::Open { cause })?;
+        Ok(Self { owner })
+    }
+}
+
+#[async_trait]
+impl GuestPages for XenPages {
+    async fn hashes(&self, domid: DomId, gfns: Vec<u64>) -> Result<Vec<Option<PageHash>>, XenError> {
+        let read = self.owner.call(move |pages| pages.hashes(domid, &gfns)).await;
+        read.unwrap_or_else(|Lost| Err(XenError::OwnerGone))
+    }
+}
