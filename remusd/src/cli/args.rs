@@ -162,6 +162,8 @@ pub enum Command {
         #[command(flatten)]
         notify: Notify,
     },
+    /// Keep copies that lost off the network: the hotplug script that seals guarded domains. Needs no daemon.
+    Gate(crate::gate::command::GateArgs),
 }
 
 /// How to hear of the end.
@@ -364,6 +366,7 @@ impl Args {
             Command::Recover { domain, assume_owner, notify } => {
                 Request::Recover { domain: domain.clone(), assume_owner: *assume_owner, tag: notify.tag.clone() }
             }
+            Command::Gate(_) => return Err("the gate needs no daemon".into()),
         })
     }
 }

@@ -32,6 +32,10 @@ const UNPROTECTED: u8 = 8;
 
 /// Runs one command to its end.
 pub async fn run(args: &Args) -> ExitCode {
+    if let Command::Gate(gate) = &args.command {
+        let done = run_gate(args, gate).await;
+        return ExitCode::from(done.unwrap_or_else(|error| fail(args, &error)));
+    }
     let done = match pairing(args).await {
         Some(done) => done.map(|value| {
             show_message(args, &value);
@@ -75,6 +79,25 @@ fn confirmed(domain: &str) -> bool {
     let _ = std::io::stderr().flush();
     let mut line = String::new();
     std::io::stdin().lock().read_line(&mut line).is_ok() && line.trim() == domain
+}
+
+#[cfg(feature = "xen")]
+async fn run_gate(args: &Args, gate: &crate::gate::command::GateArgs) -> Result<u8, ApiError> {
+    let failed = |error: &dyn std::fmt::Display| ApiError::new(ErrorCode::Failed, error.to_string());
+    let places = crate::gate::install::Places::default();
+    let done = match (&gate.command, crate::xen::RealStore::open().await) {
+        (crate::gate::command::GateCommand::Install, _) => crate::gate::command::install(&places),
+        (_, Ok(store)) => crate::gate::command::run(gate, &places, &store).await,
+        (_, Err(error)) => return Err(failed(&error)),
+    };
+    let text = done.map_err(|error| failed(&error))?;
+    show_message(args, &serde_json::json!({ "message": text }));
+    Ok(0)
+}
+
+#[cfg(not(feature = "xen"))]
+async fn run_gate(_: &Args, _: &crate::gate::command::GateArgs) -> Result<u8, ApiError> {
+    Err(ApiError::new(ErrorCode::Unsupported, "built without the feature \"xen\""))
 }
 
 fn fail(args: &Args, error: &ApiError) -> u8 {

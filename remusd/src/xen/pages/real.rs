@@ -28,6 +28,9 @@ impl XenPages {
 impl GuestPages for XenPages {
     async fn hashes(&self, domid: DomId, gfns: Vec<u64>) -> Result<Vec<Option<PageHash>>, XenError> {
         let read = self.owner.call(move |pages| pages.hashes(domid, &gfns)).await;
-        read.unwrap_or_else(|Lost| Err(XenError::OwnerGone))
+        match read {
+            Ok(hashes) => hashes,
+            Err(Lost) => Err(XenError::OwnerGone),
+        }
     }
 }
