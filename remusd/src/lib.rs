@@ -10,6 +10,7 @@ pub mod capture;
 pub mod cli;
 pub mod config;
 pub mod daemon;
+pub mod doctor;
 pub mod gate;
 pub mod hvm;
 pub mod ids;

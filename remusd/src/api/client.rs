@@ -9,6 +9,9 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use super::types::{ApiError, ErrorCode, Reply, Request};
 use super::wire::{Call as WireCall, Messages, encode};
 
+/// Longest answer taken, in bytes: all events that are kept come in one.
+const MAX_ANSWER: usize = 64 << 20;
+
 /// One request under way.
 #[derive(Debug)]
 pub struct Call {
@@ -38,7 +41,7 @@ impl Call {
         })?;
         let (read, mut write) = stream.into_split();
         write.write_all(&encode(&WireCall::of(request))).await.map_err(|e| lost(&e))?;
-        Ok(Self { messages: Messages::new(read), _write: write })
+        Ok(Self { messages: Messages::new(read, MAX_ANSWER), _write: write })
     }
 
     /// The next reply; `None` when the daemon has hung up. Cancel-safe.

@@ -66,7 +66,7 @@ fn note() -> OperationNote {
     }
 }
 
-fn event() -> Event {
+pub(super) fn event() -> Event {
     Event {
         seq: 1,
         time_ms: 1,
@@ -77,7 +77,7 @@ fn event() -> Event {
     }
 }
 
-fn row() -> StatusRow {
+pub(super) fn row() -> StatusRow {
     StatusRow {
         domain: "g".into(),
         uuid: ProtectionId::nil(),

@@ -10,3 +10,5 @@ pub use types::{ApiError, Caller, ErrorCode, MayRun, Reply, Request, Role, Statu
 
 #[cfg(test)]
 mod conformance;
+#[cfg(test)]
+mod example;

@@ -157,7 +157,7 @@ impl Server {
             let text = format!("User {} has {PER_USER} connections open already", caller.uid);
             return write.write_all(&encode(&Reply::Error(ApiError::new(ErrorCode::Denied, text)).message())).await;
         };
-        let mut messages = Messages::new(read);
+        let mut messages = Messages::new(read, MAX_MESSAGE);
         loop {
             let message = match messages.next().await {
                 Ok(Some(message)) => message,

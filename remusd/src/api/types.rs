@@ -19,7 +19,7 @@ pub const INTERFACE: &str = "org.remus.Control";
 /// Its description.
 pub const DESCRIPTION: &str = include_str!("org.remus.Control.varlink");
 
-/// Longest message either side accepts, in bytes.
+/// Longest message that the daemon accepts, in bytes.
 pub const MAX_MESSAGE: usize = 1 << 20;
 
 /// Where the daemon listens unless told otherwise.

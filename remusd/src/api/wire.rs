@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-use super::types::{ApiError, ErrorCode, INTERFACE, MAX_MESSAGE, Reply, Request};
+use super::types::{ApiError, ErrorCode, INTERFACE, Reply, Request};
 
 /// A method call.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -237,7 +237,7 @@ pub fn encode(value: &impl Serialize) -> Vec<u8> {
     bytes
 }
 
-/// The other side sent a message longer than [`MAX_MESSAGE`].
+/// The other side sent a message longer than the limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooLong;
 
@@ -246,12 +246,13 @@ pub struct TooLong;
 pub struct Messages<R> {
     read: R,
     buffer: Vec<u8>,
+    limit: usize,
 }
 
 impl<R: AsyncRead + Unpin> Messages<R> {
-    /// Nothing read yet.
-    pub fn new(read: R) -> Self {
-        Self { read, buffer: Vec::new() }
+    /// Nothing read yet; a message of more than `limit` bytes will be refused.
+    pub fn new(read: R, limit: usize) -> Self {
+        Self { read, buffer: Vec::new(), limit }
     }
 
     /// The next message without its zero byte; `None` at the end of the stream. Cancel-safe.
@@ -267,7 +268,7 @@ impl<R: AsyncRead + Unpin> Messages<R> {
                 return Ok(Some(message));
             }
             searched = self.buffer.len();
-            if searched > MAX_MESSAGE {
+            if searched > self.limit {
                 return Err(TooLong);
             }
             if !self.fill().await {
@@ -278,7 +279,7 @@ impl<R: AsyncRead + Unpin> Messages<R> {
 
     /// Ends when the other side has hung up, or sends more than can be kept. Cancel-safe; what comes meanwhile is kept.
     pub async fn gone(&mut self) {
-        while self.buffer.len() <= MAX_MESSAGE && self.fill().await {}
+        while self.buffer.len() <= self.limit && self.fill().await {}
     }
 
     async fn fill(&mut self) -> bool {

@@ -1,16 +1,14 @@
 //! What can be typed.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand};
 
 use super::pair::{Keys, Pair};
+use super::protect::Protect;
+use crate::api::Request;
 use crate::api::types::default_socket;
-use crate::api::{Request, TargetSpec};
-use crate::link::transport::DEFAULT_SSH;
 use crate::ops::{EventKind, OperationId};
-use crate::protect::machine::OnBackupLoss;
-use crate::protect::options::{OnPrimaryLoss, ProtectOptions, Target, Then};
 
 /// Keeps Xen guests running through the loss of their host.
 #[derive(Debug, Parser)]
@@ -30,33 +28,6 @@ pub struct Args {
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed; 2 wrong usage; 3 not permitted; 4 no such domain or protection; \
 5 in conflict with what is there; 6 something needed is missing here; 7 the peer refused or cannot be reached; \
 8 protection ended and the guest is unprotected (protect --foreground); 9 aborted.";
-
-/// What to do with output when the backup is lost.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum BackupLoss {
-    /// The guest goes on alone, held output flows.
-    Alone,
-    /// Output stays held until an operator decides.
-    Hold,
-}
-
-/// What the backup does when the primary is lost.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum PrimaryLoss {
-    /// Wait for `remus failover`.
-    Wait,
-    /// Activate at once: two live copies are possible.
-    Activate,
-}
-
-/// How the link is carried.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum TransportChoice {
-    /// By ssh to the other host's daemon.
-    Ssh,
-    /// By TLS between paired hosts.
-    Tls,
-}
 
 /// The subcommands.
 #[derive(Debug, Subcommand)]
@@ -136,6 +107,18 @@ pub enum Command {
         #[command(flatten)]
         notify: Notify,
     },
+    /// Show every protection live, with what its epochs cost.
+    Top {
+        /// Only this domain.
+        domain: Option<String>,
+    },
+    /// Check every prerequisite of a protection, on this host and on the one that is to be the backup, and say what to do.
+    Doctor(Doctor),
+    /// Print the completions of a shell, to be sourced by it.
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
     /// Pair this host with another: from then on their daemons speak TLS, without ssh.
     Pair(Box<Pair>),
     /// Forget a paired host: its open sessions end, and it gets no new ones.
@@ -166,160 +149,25 @@ pub enum Command {
     Gate(crate::gate::command::GateArgs),
 }
 
+/// Options of `remus doctor`.
+#[derive(Debug, clap::Args)]
+pub struct Doctor {
+    /// The other host, which is asked over ssh.
+    pub host: Option<String>,
+    /// The guest that is to be protected: what concerns it counts for the exit code.
+    #[arg(short, long)]
+    pub guest: Option<String>,
+    /// Command used instead of ssh.
+    #[arg(short = 's', long)]
+    pub ssh: Option<String>,
+}
+
 /// How to hear of the end.
 #[derive(Debug, clap::Args)]
 pub struct Notify {
     /// Do not wait: print the job's number; its end is an `operation_complete` event with this tag.
     #[arg(long)]
     pub tag: Option<String>,
-}
-
-/// Options of `remus protect`.
-#[derive(Debug, clap::Args)]
-pub struct Protect {
-    /// Domain name, id or UUID.
-    pub domain: String,
-    /// Host to keep the copy; with an empty --ssh, the shell command that carries the link.
-    pub host: String,
-    /// Checkpoint interval in ms, from one release to the next suspend.
-    #[arg(short, long, default_value_t = ProtectOptions::default().interval_ms)]
-    pub interval: u64,
-    /// Command used instead of ssh; an empty one makes HOST itself the command.
-    #[arg(short = 's', long)]
-    pub ssh: Option<String>,
-    /// How to reach HOST [default: tls if it is paired (`remus peers`) and no --ssh is given, else ssh].
-    #[arg(long, value_enum)]
-    pub transport: Option<TransportChoice>,
-    /// Silence in ms after which the other side counts as lost.
-    #[arg(long, default_value_t = ProtectOptions::default().detection_ms)]
-    pub detection_ms: u64,
-    /// Time in ms within which the backup has to acknowledge an epoch.
-    #[arg(long, default_value_t = ProtectOptions::default().ack_deadline_ms)]
-    pub ack_deadline_ms: u64,
-    /// Time in ms within which the guest has to suspend.
-    #[arg(long, default_value_t = ProtectOptions::default().suspend_deadline_ms)]
-    pub suspend_deadline_ms: u64,
-    /// Time in ms after which a suspended guest is resumed whatever happens.
-    #[arg(long, default_value_t = ProtectOptions::default().pause_deadline_ms)]
-    pub pause_deadline_ms: u64,
-    /// Bytes of one epoch held in dom0 at most.
-    #[arg(long, default_value_t = ProtectOptions::default().epoch_budget)]
-    pub epoch_budget: u64,
-    /// Bytes of output held per vif at most.
-    #[arg(long, default_value_t = ProtectOptions::default().netbuffer_limit)]
-    pub netbuffer_limit: u32,
-    /// Script that makes the intermediate device of each vif in our place: `SCRIPT setup|teardown` with vifname and XENBUS_PATH in
-    /// its environment, as for `xl remus -N`. A name without a slash is looked for in PATH.
-    #[arg(long, value_name = "SCRIPT")]
-    pub netbuffer_script: Option<PathBuf>,
-    /// The backup's xl does not stay behind as the monitor of the guest it has activated: as `xl remus -e`.
-    #[arg(long)]
-    pub no_monitor: bool,
-    /// When the backup is lost.
-    #[arg(long, value_enum, default_value = "alone")]
-    pub on_backup_loss: BackupLoss,
-    /// When the primary is lost.
-    #[arg(long, value_enum, default_value = "wait")]
-    pub on_primary_loss: PrimaryLoss,
-    /// UNSAFE choices, by name: disk:VDEV or disk:all (its contents are not replicated), no-netbuffer (output is not
-    /// held), stock-receiver (HOST is a command that runs `xl migrate-receive -r`), blackhole (no copy at all).
-    #[arg(long = "unsafe", value_name = "WHAT")]
-    pub unsafe_choices: Vec<String>,
-    /// Who decides when one host is lost: http(s)://HOST:PORT of an etcd (several with commas), script:/PATH, or `configured` for the
-    /// one in /etc/remus/witness.json. It must be on neither host. Without one only an operator can activate the backup.
-    #[arg(long, value_name = "WITNESS")]
-    pub witness: Option<String>,
-    /// After a failover or switchover the new primary protects the guest back to this host, once it answers.
-    #[arg(long, conflicts_with = "then")]
-    pub reprotect: bool,
-    /// As --reprotect, but to this host.
-    #[arg(long, value_name = "HOST")]
-    pub then: Option<String>,
-    /// Stay until protection ends; Ctrl-C ends it.
-    #[arg(long, conflicts_with = "tag")]
-    pub foreground: bool,
-    /// How to hear of the end.
-    #[command(flatten)]
-    pub notify: Notify,
-}
-
-/// Where the daemon, which has another working directory, finds a program. As with `execvp`, PATH counts for a name without a slash.
-fn program(typed: &Path) -> Result<PathBuf, String> {
-    if typed.parent() != Some(Path::new("")) {
-        return std::path::absolute(typed).map_err(|e| format!("{}: {e}", typed.display()));
-    }
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path).map(|d| d.join(typed)).find(|p| p.is_file());
-    found.ok_or_else(|| format!("{} is not in PATH", typed.display()))
-}
-
-impl Protect {
-    fn request(&self) -> Result<Request, String> {
-        let mut options = ProtectOptions {
-            interval_ms: self.interval,
-            detection_ms: self.detection_ms,
-            ack_deadline_ms: self.ack_deadline_ms,
-            suspend_deadline_ms: self.suspend_deadline_ms,
-            pause_deadline_ms: self.pause_deadline_ms,
-            epoch_budget: self.epoch_budget,
-            netbuffer_limit: self.netbuffer_limit,
-            no_monitor: self.no_monitor,
-            netbuffer_script: self.netbuffer_script.as_deref().map(program).transpose()?,
-            witness: self.witness.clone(),
-            then: match &self.then {
-                Some(host) => Then::To(host.clone()),
-                None if self.reprotect => Then::Back,
-                None => Then::Nothing,
-            },
-            on_backup_loss: match self.on_backup_loss {
-                BackupLoss::Alone => OnBackupLoss::Alone,
-                BackupLoss::Hold => OnBackupLoss::Hold,
-            },
-            on_primary_loss: match self.on_primary_loss {
-                PrimaryLoss::Wait => OnPrimaryLoss::Wait,
-                PrimaryLoss::Activate => OnPrimaryLoss::Activate,
-            },
-            ..ProtectOptions::default()
-        };
-        let host = self.host.clone();
-        let mut target = match (self.transport, &self.ssh) {
-            (Some(TransportChoice::Tls), Some(_)) => return Err("--transport tls and --ssh exclude each other".into()),
-            (Some(TransportChoice::Tls), None) => Target::Tls { host, id: None },
-            (_, Some(ssh)) if ssh.is_empty() => Target::Command(host),
-            (Some(TransportChoice::Ssh), None) => Target::Host { host, ssh: Some(DEFAULT_SSH.into()) },
-            (_, ssh) => Target::Host { host, ssh: ssh.clone() },
-        };
-        for choice in &self.unsafe_choices {
-            match choice.as_str() {
-                "no-netbuffer" => options.no_netbuffer = true,
-                "blackhole" => target = Target::Blackhole,
-                "stock-receiver" => {
-                    let command = match &self.ssh {
-                        Some(ssh) if ssh.is_empty() => self.host.clone(),
-                        Some(ssh) => format!("exec {ssh} {} xl migrate-receive -r", self.host),
-                        None => format!("exec ssh {} xl migrate-receive -r", self.host),
-                    };
-                    target = Target::StockReceiver(command);
-                }
-                other => match other.strip_prefix("disk:") {
-                    Some(disk) if !disk.is_empty() => options.unsafe_disks.push(disk.into()),
-                    _ => {
-                        return Err(format!(
-                            "--unsafe {other}: choose disk:VDEV, disk:all, no-netbuffer, stock-receiver or blackhole"
-                        ));
-                    }
-                },
-            }
-        }
-        options.validate().map_err(|e| e.to_string())?;
-        Ok(Request::Protect {
-            domain: self.domain.clone(),
-            target: TargetSpec::from(target),
-            options: Some(Box::new(options)),
-            foreground: self.foreground,
-            tag: self.notify.tag.clone(),
-        })
-    }
 }
 
 impl Args {
@@ -343,8 +191,14 @@ impl Args {
                 Request::Switchover { domain: domain.clone(), tag: notify.tag.clone() }
             }
             Command::AssumeAlone { domain, .. } => Request::AssumeAlone { domain: domain.clone() },
-            // These go to the pairing socket.
-            Command::Pair(_) | Command::Unpair { .. } | Command::Peers | Command::Keys { .. } => {
+            // These go to the pairing socket, or nowhere, or take more than one answer.
+            Command::Pair(_)
+            | Command::Unpair { .. }
+            | Command::Peers
+            | Command::Keys { .. }
+            | Command::Top { .. }
+            | Command::Doctor(_)
+            | Command::Completions { .. } => {
                 return Err("not a request of the control API".into());
             }
             Command::Status { domain } => Request::Status { domain: domain.clone() },
@@ -374,6 +228,8 @@ impl Args {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::link::transport::DEFAULT_SSH;
+    use crate::protect::options::Target;
 
     fn request(line: &str) -> Result<Request, String> {
         Args::try_parse_from(line.split(' ')).map_err(|e| e.to_string())?.request()
@@ -412,6 +268,28 @@ mod tests {
             Target::Host { host: "b".into(), ssh: Some(DEFAULT_SSH.into()) }
         );
         assert!(request("remus protect g b --transport tls -s rsh").unwrap_err().contains("exclude"));
+    }
+
+    #[test]
+    fn the_command_line_is_sound_and_shells_can_complete_it() {
+        use clap::CommandFactory;
+        Args::command().debug_assert();
+        let mut script = Vec::new();
+        clap_complete::generate(clap_complete::Shell::Bash, &mut Args::command(), "remus", &mut script);
+        let script = String::from_utf8(script).unwrap();
+        assert!(script.contains("assume-alone") && script.contains("--primary-is-off"));
+    }
+
+    #[test]
+    fn events_can_be_filtered_and_jobs_aborted() {
+        let typed = request("remus events -f -d web -k job-failed --kind unprotected --after 7").unwrap();
+        let kinds = Some(vec![EventKind::JobFailed, EventKind::Unprotected]);
+        assert_eq!(typed, Request::FollowEvents { domain: Some("web".into()), kinds, after: Some(7) });
+        assert_eq!(request("remus abort 3").unwrap(), Request::Abort { job: OperationId(3), wait: true });
+        assert_eq!(request("remus abort 3 --no-wait").unwrap(), Request::Abort { job: OperationId(3), wait: false });
+        let tagged = request("remus unprotect web --tag mine").unwrap();
+        assert_eq!(tagged, Request::Unprotect { domain: "web".into(), tag: Some("mine".into()) });
+        assert!(request("remus protect g b --foreground --tag x").is_err());
     }
 
     #[test]

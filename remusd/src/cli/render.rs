@@ -21,7 +21,7 @@ impl Paint {
         Self(std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none())
     }
 
-    fn with(self, text: &str, colour: u8) -> String {
+    pub(crate) fn with(self, text: &str, colour: u8) -> String {
         if self.0 { format!("\x1b[{colour}m{text}\x1b[0m") } else { text.to_owned() }
     }
 
@@ -94,6 +94,7 @@ fn columns<const N: usize>(heading: [&str; N], lines: &[([String; N], Option<u8>
 pub fn protection(row: &StatusRow) -> String {
     match (row.role, row.protected, row.may_run) {
         (Role::Primary, true, _) => "protected".into(),
+        (Role::Primary, false, MayRun::Here) if row.state == "unprotected" => "UNPROTECTED".into(),
         (Role::Primary, false, MayRun::Here | MayRun::Undecided) => format!("UNPROTECTED ({})", row.state),
         (Role::Backup, true, _) => "ready".into(),
         _ => row.state.clone(),
@@ -205,4 +206,4 @@ pub fn jobs(jobs: &[Job], paint: Paint) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -32,11 +32,30 @@ const UNPROTECTED: u8 = 8;
 
 /// Runs one command to its end.
 pub async fn run(args: &Args) -> ExitCode {
-    if let Command::Gate(gate) = &args.command {
-        let done = run_gate(args, gate).await;
-        return ExitCode::from(done.unwrap_or_else(|error| fail(args, &error)));
+    let done = match elsewhere(args).await {
+        Some(done) => done,
+        None => asked(args).await,
+    };
+    ExitCode::from(done.unwrap_or_else(|error| fail(args, &error)))
+}
+
+/// What is not one request of the control API.
+async fn elsewhere(args: &Args) -> Option<Result<u8, ApiError>> {
+    match &args.command {
+        Command::Top { domain } => Some(super::top::run(&args.socket(), domain.clone()).await),
+        Command::Gate(gate) => Some(run_gate(args, gate).await),
+        Command::Doctor(doctor) => Some(Ok(super::doctor::doctor(doctor, args.json))),
+        Command::Completions { shell } => {
+            use clap::CommandFactory;
+            clap_complete::generate(*shell, &mut Args::command(), "remus", &mut std::io::stdout());
+            Some(Ok(0))
+        }
+        _ => None,
     }
-    let done = match pairing(args).await {
+}
+
+async fn asked(args: &Args) -> Result<u8, ApiError> {
+    match pairing(args).await {
         Some(done) => done.map(|value| {
             show_message(args, &value);
             0
@@ -48,8 +67,7 @@ pub async fn run(args: &Args) -> ExitCode {
             Ok(request) => talk(args, request).await,
             Err(text) => Err(ApiError::new(ErrorCode::Invalid, text)),
         },
-    };
-    ExitCode::from(done.unwrap_or_else(|error| fail(args, &error)))
+    }
 }
 
 /// What goes to the pairing socket; `None` for everything else.

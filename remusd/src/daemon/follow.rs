@@ -5,7 +5,8 @@ use std::time::Duration;
 use tokio::time::MissedTickBehavior;
 
 use super::Daemon;
-use super::jobs::{Begun, ended_as, is_job_end};
+use super::ends::ended_as;
+use super::jobs::{Begun, is_job_end};
 use crate::api::server::Answer;
 use crate::api::{ApiError, ErrorCode, Reply};
 use crate::ops::{Delivery, Event, Filter, Subscription};

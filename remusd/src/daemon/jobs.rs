@@ -6,14 +6,15 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
+use super::ends::{unprotected, until_protected};
 use super::{Daemon, observe, resolve};
 use crate::api::{ApiError, ErrorCode};
 use crate::backup::IncomingHandle;
 use crate::link::Token;
-use crate::ops::operation::{AbortAnswer, Initiator, Progress, Spec, Waiter};
+use crate::ops::operation::{AbortAnswer, Initiator, JobState, Progress, Spec, Waiter};
 use crate::ops::{DomainRef, EventKind, How, OperationId, OperationKind, Outcome, Work};
 use crate::protect::driver::{Handle, Order};
-use crate::protect::machine::{self, State};
+use crate::protect::machine::State;
 use crate::protect::options::{ProtectOptions, Target};
 use crate::state::PrimaryRecord;
 
@@ -101,6 +102,12 @@ impl Daemon {
     /// # Errors
     /// `NotFound` when there is none.
     pub async fn begin_unprotect(&self, typed: &str, by: Initiator, tag: Option<String>) -> Result<Begun, ApiError> {
+        let running = self.primary_of(typed).await.filter(|(_, handle)| handle.outcome.borrow().is_none());
+        if running.is_none()
+            && let Some(begun) = self.begin_give_up(typed, by, &tag)?
+        {
+            return Ok(begun);
+        }
         let Some((domain, handle)) = self.primary_of(typed).await else {
             let hint = if self.incoming(typed).is_ok() {
                 "; this host is its backup: say that on the primary, or `remus discard` here"
@@ -131,6 +138,38 @@ impl Daemon {
             let ended = handle.ended().await;
             work.complete(unprotected(&name, ended));
         })
+    }
+
+    /// Ends a protection that is still being set up, if there is one: nothing runs yet that could be told to stop.
+    fn begin_give_up(&self, typed: &str, by: Initiator, tag: &Option<String>) -> Result<Option<Begun>, ApiError> {
+        let jobs = self.operations.jobs().into_iter();
+        let Some(job) = jobs.rev().find(|job| {
+            job.kind == OperationKind::Protect
+                && matches!(job.state, JobState::Running | JobState::Aborting)
+                && job.domain.is_meant_by(typed)
+        }) else {
+            return Ok(None);
+        };
+        let operations = self.operations.clone();
+        let name = job.domain.name.clone();
+        let spec = Spec::new(OperationKind::Unprotect, job.domain)
+            .on_behalf_of(by)
+            .never_abort("the protection that is being set up was told to give up");
+        let begun = self.begin(spec, tag.clone(), |work| async move {
+            let ended = match operations.abort(job.id) {
+                Ok(_) => operations.ended(job.id).await,
+                Err(error) => Err(error),
+            };
+            work.complete(match ended {
+                Ok(Outcome::Completed(_)) => Outcome::Failed(ApiError::new(
+                    ErrorCode::Conflict,
+                    format!("{name} has become protected meanwhile; say it again to end that"),
+                )),
+                Ok(_) => Outcome::done(format!("{name} is not being protected any more")),
+                Err(error) => Outcome::Failed(error),
+            });
+        })?;
+        Ok(Some(begun))
     }
 
     /// Moves a guest to its backup: completes when it runs there.
@@ -290,72 +329,6 @@ impl Daemon {
         let primaries = self.primaries.lock().await;
         let found = primaries.values().find(|p| p.domain.is_meant_by(typed))?;
         Some((found.domain.clone(), found.handle.clone()))
-    }
-}
-
-/// Waits until the guest is protected, or told to give up, or cannot be.
-async fn until_protected(work: &Work, handle: &Handle, total: u64) -> Outcome {
-    let mut sent = handle.sent.clone();
-    let mut snapshot = handle.snapshot.clone();
-    loop {
-        tokio::select! {
-            biased;
-            outcome = handle.ended() => return not_protected(outcome),
-            // Without the channel's guard, which must not live across an await.
-            Ok(()) = async { snapshot.wait_for(|s| s.protected).await.map(drop) } => return Outcome::done("protected"),
-            () = work.aborted() => {
-                handle.order(Order::Stop);
-                return match handle.ended().await {
-                    machine::Outcome::Stopped | machine::Outcome::NotStarted(_) => {
-                        Outcome::Cancelled("aborted: the guest runs on unprotected, no copy is left".into())
-                    }
-                    other => not_protected(other),
-                };
-            }
-            Ok(()) = sent.changed() => {
-                let now = *sent.borrow_and_update();
-                work.progress(Progress { pages: now.pages, total: total.max(now.pages), bytes: now.bytes });
-            }
-        }
-    }
-}
-
-/// A protection that has ended before it was one.
-fn not_protected(outcome: machine::Outcome) -> Outcome {
-    match outcome {
-        machine::Outcome::Stopped => Outcome::Cancelled("protection was ended before the guest was protected".into()),
-        other => ended_as(other).map_or_else(Outcome::Failed, |value| {
-            let text = value.get("message").and_then(|m| m.as_str()).unwrap_or_default().to_owned();
-            Outcome::Failed(ApiError::new(ErrorCode::Failed, text))
-        }),
-    }
-}
-
-/// A protection's end as the answer of a call that stayed with it.
-pub(super) fn ended_as(outcome: machine::Outcome) -> Result<serde_json::Value, ApiError> {
-    use machine::Outcome::{Alone, GuestEnded, HandedOver, NotStarted, Stopped, Superseded};
-    let message = |text: String| Ok(serde_json::json!({ "message": text }));
-    match outcome {
-        Stopped => message("protection has ended; no copy is left".into()),
-        GuestEnded(end) => message(format!("the guest has ended: {end}")),
-        NotStarted(text) | Alone(text) => {
-            Err(ApiError::new(ErrorCode::Failed, format!("The guest runs on, UNPROTECTED: {text}")))
-        }
-        HandedOver(text) => message(format!("handed over: {text}")),
-        Superseded(text) => Err(ApiError::new(ErrorCode::Conflict, text)),
-    }
-}
-
-fn unprotected(name: &str, outcome: machine::Outcome) -> Outcome {
-    use machine::Outcome::{Alone, GuestEnded, HandedOver, NotStarted, Stopped, Superseded};
-    match outcome {
-        Stopped => Outcome::done(format!("{name} is not protected any more and runs on; no copy is left")),
-        NotStarted(text) => Outcome::done(format!("The protection of {name} was given up: {text}")),
-        Alone(text) => Outcome::done(format!("{name} runs on unprotected: {text}")),
-        GuestEnded(end) => Outcome::done(format!("{name} has ended meanwhile ({end})")),
-        Superseded(text) | HandedOver(text) => {
-            Outcome::Failed(ApiError::new(ErrorCode::Conflict, format!("{name} runs elsewhere: {text}")))
-        }
     }
 }
 

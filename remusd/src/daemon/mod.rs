@@ -2,6 +2,7 @@
 //! what is put right after a crash (`recover`), and the guests it is the monitor of (`monitor`).
 
 pub mod devices;
+mod ends;
 mod follow;
 pub mod jobs;
 #[cfg(feature = "xen")]

@@ -40,7 +40,7 @@ async fn raw(path: &Path, bytes: &[u8], replies: usize) -> Vec<Value> {
     let mut stream = UnixStream::connect(path).await.unwrap();
     // The daemon may hang up before all is sent.
     let _ = stream.write_all(bytes).await;
-    let mut messages = Messages::new(&mut stream);
+    let mut messages = Messages::new(&mut stream, MAX_MESSAGE);
     let mut got = Vec::new();
     while got.len() < replies
         && let Ok(Some(message)) = messages.next().await
