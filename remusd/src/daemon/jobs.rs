@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::ends::{unprotected, until_protected};
-use super::{Daemon, observe, resolve};
+use super::{Daemon, resolve};
 use crate::api::{ApiError, ErrorCode};
 use crate::backup::IncomingHandle;
 use crate::link::Token;
@@ -86,11 +86,8 @@ impl Daemon {
         let daemon = self.clone();
         self.begin(spec, tag, |work| async move {
             // By UUID: the name or id that was typed may mean another domain by now.
-            let outcome = match daemon.protect(&domain.uuid.to_string(), target, options.clone()).await {
-                Ok(handle) => {
-                    tokio::spawn(observe::observe(daemon.clone(), domain, options, handle.clone()));
-                    until_protected(&work, &handle, pages).await
-                }
+            let outcome = match daemon.protect(&domain.uuid.to_string(), target, options).await {
+                Ok(handle) => until_protected(&work, &handle, pages).await,
                 Err(error) => Outcome::Failed(error),
             };
             work.complete(outcome);

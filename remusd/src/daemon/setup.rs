@@ -233,6 +233,9 @@ impl Daemon {
         let witness = parts.witness.is_some();
         let handle = Arc::new(driver::start(parts, suspender));
         let uuid = domain.uuid;
+        // Also one that was begun by policy and not by an operator.
+        let watched = super::observe::observe(self.clone(), domain.clone(), again_options.clone(), handle.clone());
+        tokio::spawn(watched);
         let primary = Primary { domain, target, generation, unsafe_target, witness, handle: handle.clone() };
         self.primaries.lock().await.insert(uuid, primary);
         let again = (again_target, again_options);
