@@ -9,6 +9,7 @@ use bytes::Bytes;
 
 pub use self::terms::{Action, Authority, Event, Policy, Report, State};
 use super::staging::{StageError, Staging};
+use crate::enforced::enforced;
 use crate::ids::Epoch;
 use crate::link::{EpochEnd, ErrorCode, Frame, LostReason, OnPrimaryLoss, RecordKey, StopReason, Token};
 
@@ -40,6 +41,8 @@ pub struct Machine {
     /// An operator wants the witness asked, whether the primary is heard or not.
     asked: bool,
     claim: Claim,
+    /// The built copy was not claimed for, since the primary was heard again.
+    unclaimed: bool,
     /// The primary handed the guest over and waits for our word.
     handed: bool,
     /// The copy runs without the witness's word.
@@ -82,6 +85,7 @@ impl Machine {
             grace: false,
             asked: false,
             claim: Claim::No,
+            unclaimed: false,
             handed: false,
             unrecorded: false,
             stop: None,
@@ -290,7 +294,7 @@ impl Machine {
         }
         let older = self.backlog.iter().filter(|(e, _)| *e < epoch);
         let (count, bytes) = older.fold((0, 0), |(n, sum), (_, bytes)| (n + 1, sum + bytes));
-        if count > self.policy.backlog_epochs || bytes > self.policy.backlog_bytes {
+        if enforced("R8-backlog") && (count > self.policy.backlog_epochs || bytes > self.policy.backlog_bytes) {
             return Vec::new();
         }
         self.checking = Some(epoch);
@@ -308,7 +312,7 @@ impl Machine {
     }
 
     fn alive(&mut self, epoch: Epoch) -> Actions {
-        let open = matches!(self.state, State::Syncing | State::Armed);
+        let open = matches!(self.state, State::Syncing | State::Armed) || !enforced("R2-claiming-freezes-acks");
         if !open || self.checking != Some(epoch) {
             return Vec::new();
         }
@@ -364,6 +368,7 @@ impl Machine {
                 self.state = State::Forfeiting;
                 Vec::new()
             }
+            Claim::Won(_) if !enforced("R6-winner-that-fails-forfeits") => self.discarded(),
             Claim::Won(key) => {
                 self.state = State::Forfeiting;
                 vec![Action::Forfeit(key)]
@@ -412,6 +417,7 @@ impl Machine {
         match self.state {
             // No session is ever resumed, so an incomplete copy is of no use to anybody.
             State::Syncing => self.discard(format!("the link ended before the first copy was complete: {text}")),
+            State::Armed if !enforced("R9-an-ended-link-activates-nothing") => self.activate(Authority::Operator),
             State::Armed => {
                 self.staging.discard_open();
                 self.state = State::Waiting;

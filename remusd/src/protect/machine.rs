@@ -9,6 +9,7 @@ mod handover;
 mod token;
 mod types;
 
+use crate::enforced::enforced;
 use crate::ids::Epoch;
 use crate::link::Token;
 
@@ -284,7 +285,8 @@ impl Machine {
             (S::FirstCopy, E::EngineSuspend) => self.suspend(Epoch(0)),
             (S::Retrying(epoch), E::Timer) => self.suspend(epoch),
             (S::Shipping(epoch), E::EngineWaiting) => {
-                vec![Action::FinishEpoch { epoch, armed: self.armed(epoch) }]
+                let armed = self.armed(epoch) || !enforced("R1-armed-means-held");
+                vec![Action::FinishEpoch { epoch, armed }]
             }
             (S::Shipping(epoch), E::Ack { epoch: acked, pages }) if acked == epoch => {
                 self.last_pages = pages;

@@ -6,6 +6,7 @@
 
 use super::machine::OnBackupLoss;
 use super::options::OnPrimaryLoss;
+use crate::enforced::enforced;
 use crate::link::{RecordKey, Role, Token};
 
 /// What is known before anything is done.
@@ -181,7 +182,10 @@ impl Recovery {
         if !known.armed {
             return Action::TakeOver("no epoch was armed, so no other copy can run".into());
         }
-        if !known.present {
+        if !enforced("R9-owner-before-unsealing") {
+            return Action::TakeOver("nobody was asked".into());
+        }
+        if !known.present && enforced("R9-nothing-here-owns-nothing") {
             let text =
                 format!("no domain is left here; what {} holds may be the only copy and is not touched", self.name());
             return Action::StandAside(text);

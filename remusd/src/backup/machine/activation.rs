@@ -1,6 +1,7 @@
 //! What leads to an activation, or ends one.
 
 use super::{Action, Actions, Authority, Claim, Machine, Report, State};
+use crate::enforced::enforced;
 use crate::ids::Epoch;
 use crate::link::{Frame, LostReason, RecordKey, Token};
 
@@ -25,6 +26,14 @@ impl Machine {
                 }
                 actions
             }
+            State::Yielding if std::mem::take(&mut self.unclaimed) => match self.token {
+                Token::Witness(key) => {
+                    self.state = State::Claiming;
+                    self.claim = Claim::Sent;
+                    vec![Action::Claim(key)]
+                }
+                Token::Primary => Vec::new(),
+            },
             State::Armed | State::Waiting if self.activates_by_policy() => self.activate(Authority::Policy),
             State::Armed | State::Waiting => {
                 suspect("nothing is heard from the primary; if its host is off, run `remus failover --primary-is-off`")
@@ -126,7 +135,9 @@ impl Machine {
             return vec![Action::Refuse("no armed epoch has arrived".into())];
         };
         self.staging.discard_open();
-        self.checking = None;
+        if enforced("R2-claiming-freezes-acks") {
+            self.checking = None;
+        }
         self.authority = authority;
         self.state = State::Activating;
         let state = self.staging.state().to_vec();
@@ -142,7 +153,12 @@ impl Machine {
             let text = "the primary was heard again while the copy was being built; a copy that is built takes no further epoch";
             let lost = Frame::BackupLost { reason: LostReason::Claimed, text: text.into() };
             let mut actions = vec![Action::Report(Report::ActivationFailed(text.into())), Action::Send(lost)];
-            actions.extend(self.discard(text.into()));
+            // What was heard may have been on its way since before the primary died (hazard F6): the copy goes when the record says
+            // that the primary goes on, and is claimed for when nothing more is heard.
+            self.state = State::Yielding;
+            self.why = text.into();
+            self.unclaimed = true;
+            actions.extend(self.token.record().map(Action::WatchRecord));
             return actions;
         }
         match (self.token, self.authority) {
@@ -151,12 +167,12 @@ impl Machine {
                 self.claim = Claim::Sent;
                 vec![Action::Force(key)]
             }
-            (Token::Witness(key), _) => {
+            (Token::Witness(key), _) if enforced("R3-claim-before-go") => {
                 self.state = State::Claiming;
                 self.claim = Claim::Sent;
                 vec![Action::Claim(key)]
             }
-            (Token::Primary, _) => self.go(),
+            _ => self.go(),
         }
     }
 

@@ -3,6 +3,7 @@
 use super::{
     Action, Actions, DomainFate, Event, Handover, Kept, Machine, OnBackupLoss, Outcome, Output, State, StopWhy,
 };
+use crate::enforced::enforced;
 use crate::link::{RecordKey, Token};
 
 impl Machine {
@@ -38,16 +39,16 @@ impl Machine {
     /// The backup does not answer: the token says whether we may go on.
     fn decide(&mut self, why: StopWhy) -> Actions {
         match self.token {
-            Token::Witness(key) => {
+            Token::Witness(key) if enforced("R3-claim-before-going-on") => {
                 self.state = State::Arbitrating(why);
                 vec![Action::Claim(key)]
             }
-            Token::Primary if self.policy.on_backup_loss == OnBackupLoss::Hold => {
+            Token::Primary if self.policy.on_backup_loss == OnBackupLoss::Hold || !enforced("R6-primary-goes-on") => {
                 let text = why.sentence();
                 self.state = State::Holding(why);
                 vec![Action::ReportHolding(text)]
             }
-            Token::Primary => self.take(why),
+            _ => self.take(why),
         }
     }
 
@@ -98,12 +99,13 @@ impl Machine {
             false => Outcome::Superseded(text.clone()),
         };
         self.state = State::CleaningUp(outcome);
+        let output = if enforced("R3-loser-releases-nothing") { Output::Discard } else { Output::Release };
         let mut actions = vec![Action::SaveSuperseded];
         if !std::mem::replace(&mut self.frozen, true) {
             actions.push(Action::Freeze);
         }
         actions.extend([
-            Action::CleanUp { output: Output::Discard, fate: DomainFate::Destroy, kept: Kept::Forget },
+            Action::CleanUp { output, fate: DomainFate::Destroy, kept: Kept::Forget },
             Action::ReportSuperseded(text),
         ]);
         actions
@@ -174,7 +176,9 @@ impl Machine {
     pub(super) fn arbitrating(&mut self, why: StopWhy, event: Event) -> Actions {
         match event {
             Event::ClaimWon(key) => self.win(key, why),
+            Event::ClaimLost(_) if !enforced("R3-loser-yields") => self.own(why),
             Event::ClaimLost(text) | Event::RecordLost(text) => self.yield_to(text, why),
+            Event::ClaimUnknown if !enforced("R3-unknown-is-not-won") => self.own(why),
             Event::ClaimUnknown => {
                 let text = format!("{}, and the witness does not say who owns the guest", why.sentence());
                 self.state = State::Holding(why);

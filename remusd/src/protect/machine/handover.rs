@@ -4,6 +4,7 @@
 //! runs, or is gone and the record is ours again, or an operator decides (R3, R6; hazard F5).
 
 use super::{Action, Actions, Event, Handover, Machine, State, StopWhy};
+use crate::enforced::enforced;
 use crate::ids::Epoch;
 use crate::link::Token;
 
@@ -42,6 +43,9 @@ impl Machine {
     pub(super) fn stay_still(&mut self, epoch: Epoch) -> Actions {
         self.still = true;
         self.state = State::ShippingLast(epoch);
+        if !enforced("R1-given-away-stands-still") {
+            return vec![Action::EnsureRunning, Action::EngineResumed];
+        }
         vec![Action::HoldStill, Action::EngineResumed]
     }
 
@@ -143,7 +147,7 @@ impl Machine {
                 self.state = State::Arbitrating(why);
                 vec![Action::Claim(key)]
             }
-            Token::Primary if gone => self.own(why),
+            Token::Primary if gone || !enforced("R3-given-is-given") => self.own(why),
             // The token was in the frame: only the backup or an operator can give it back.
             Token::Primary => {
                 self.state = State::Holding(why);

@@ -5,6 +5,7 @@
 //! only what we know that it may claim.
 
 use super::{Action, Actions, Agreement, Event, Handover, Machine, State, StopWhy};
+use crate::enforced::enforced;
 use crate::link::Token;
 
 impl Machine {
@@ -30,6 +31,9 @@ impl Machine {
                 vec![Action::ReportToken(Token::Primary, why.into())]
             }
             (Token::Witness(_), Agreement::Agreed | Agreement::Asked { token: Token::Witness(_), .. }, false) => {
+                if !enforced("R3-token-needs-its-answer") {
+                    self.token = Token::Primary;
+                }
                 self.ask(Token::Primary)
             }
             _ => vec![],

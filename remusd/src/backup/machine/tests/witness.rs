@@ -43,8 +43,20 @@ fn a_primary_that_is_heard_again_costs_nothing_before_the_copy_is_built() {
     run(&mut machine, [Event::GraceOver, Event::LanUp, Event::PrimaryAlive]);
     let actions = machine.step(Event::CopyReady);
     assert!(!actions.iter().any(|a| matches!(a, Action::Claim(_))));
-    assert!(has(&actions, &Action::DestroyCopy), "a built copy takes no more epochs");
+    assert!(has(&actions, &Action::WatchRecord(key())), "a built copy takes no more epochs");
     assert!(actions.iter().any(|a| matches!(a, Action::Send(Frame::BackupLost { .. }))));
+    assert!(has(&machine.step(Event::RecordActive("a".into())), &Action::DestroyCopy), "the primary goes on");
+}
+
+/// F6, found by the simulator: what was heard had been on its way since before the primary died.
+#[test]
+fn a_primary_that_was_heard_only_once_more_does_not_cost_the_copy() {
+    let mut machine = armed();
+    run(&mut machine, [Event::PrimarySuspect, Event::GraceOver, Event::LanUp, Event::PrimaryAlive]);
+    let actions = run(&mut machine, [Event::CopyReady, Event::LinkClosed("reset".into())]);
+    assert!(!has(&actions, &Action::DestroyCopy));
+    assert_eq!(machine.step(Event::PrimarySuspect), [Action::Claim(key())]);
+    assert_eq!(machine.step(Event::PrimarySuspect), [], "once");
 }
 
 #[test]
