@@ -76,8 +76,8 @@ impl Probe for RealProbe {
 
     fn free_bytes(&self, path: &str) -> Option<u64> {
         let found = Path::new(path).ancestors().find(|p| p.exists())?;
-        let stat = rustix::fs::statvfs(found).ok()?;
-        Some(stat.f_bfree * stat.f_frsize)
+        let stat = nix::sys::statvfs::statvfs(found).ok()?;
+        Some(stat.blocks_free() * stat.fragment_size())
     }
 
     fn now_ms(&self) -> u64 {

@@ -110,9 +110,12 @@ fn draw_rows(frame: &mut Frame, area: Rect, top: &Top, colours: bool) {
     frame.render_widget(Table::new(lines, widths).header(Row::new(head)), area);
 }
 
+/// A figure's name, its values, and how one is written.
+type Figure<'a> = (&'a str, &'a Series, &'a dyn Fn(u64) -> String);
+
 fn draw_figures(frame: &mut Frame, area: Rect, row: &StatusRow, history: &History, colours: bool) {
     let plain = |value: u64| value.to_string();
-    let figures: [(&str, &Series, &dyn Fn(u64) -> String); 5] = [
+    let figures: [Figure<'_>; 5] = [
         ("pause", &history.pause, &micros),
         ("dirty pages", &history.pages, &plain),
         ("on the wire", &history.wire, &size),
