@@ -99,7 +99,7 @@ impl Etcd {
 
     /// Every record in it, as it is stored.
     pub fn records(&self) -> Result<Vec<serde_json::Value>> {
-        let text = self.ctl(&["get", "--prefix", "/remus/", "--print-value-only"])?;
+        let text = self.ctl(&["get", "--prefix", "/remusd/witness/", "--print-value-only"])?;
         let lines = text.lines().filter(|line| !line.trim().is_empty());
         lines.map(|line| serde_json::from_str(line).with_context(|| format!("a witness record: {line}"))).collect()
     }
