@@ -73,13 +73,18 @@ impl<'p> Arena<'p> {
         self.speakers.turns()
     }
 
-    /// Fails unless the guest has spoken from exactly these hosts in this order, the client has missed nothing, and the host that does
-    /// not run it holds no copy once everything is joined.
-    pub fn ended_as(&self, hosts: &[Party]) -> Result<()> {
+    /// Fails unless the guest has spoken from exactly these hosts in this order and the client has missed nothing.
+    pub fn spoke_from(&self, hosts: &[Party]) -> Result<()> {
         self.protected.goes_on()?;
         let turns = self.turns()?;
         let spoke: Vec<Party> = turns.iter().map(|turn| turn.host).collect();
         ensure!(spoke == hosts, "the guest spoke from {spoke:?} and not from {hosts:?}: {turns:?}");
+        Ok(())
+    }
+
+    /// As [`Arena::spoke_from`], and the host that does not run the guest holds no copy once everything is joined.
+    pub fn ended_as(&self, hosts: &[Party]) -> Result<()> {
+        self.spoke_from(hosts)?;
         let last = *hosts.last().context("it runs somewhere")?;
         let other = if last == Party::A { Party::B } else { Party::A };
         if self.host(other).run("true").is_ok() {

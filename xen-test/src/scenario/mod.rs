@@ -87,8 +87,6 @@ pub const SCENARIOS: &[Scenario] = &[
 /// A name leaves this list with the run that shows it.
 pub const UNSHOWN: &[&str] = &[
     "safety-partition",
-    "safety-primary-cut",
-    "safety-backup-cut",
     "safety-witness-down",
     "safety-witness-back",
     "safety-witness-wiped",
