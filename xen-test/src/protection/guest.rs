@@ -30,6 +30,10 @@ impl<'p> Guest<'p> {
         if host.name() == "a" && spec == GuestSpec::new(Kind::Pvh) && pair.take_guest() {
             return Self::meet(pair, spec);
         }
+        ensure!(
+            spec.name != GuestSpec::new(Kind::Pvh).name || !pair.take_guest(),
+            "the pair was reset to a running guest that is not the one wanted: the scenario has to start from Snapshot::Ready"
+        );
         let output = host.run(&spec.create_command())?;
         ensure!(output.ok(), "{}: {}{}", spec.create_command(), output.stdout, output.stderr);
         Self::meet(pair, spec)

@@ -21,7 +21,7 @@ pub(super) const HVM: Scenario = Scenario {
     name: "main-power-loss-hvm",
     about: "the primary loses power; an HVM guest and its client's connection go on at the backup",
     hosts: 2,
-    start: Snapshot::Guest,
+    start: Snapshot::Ready,
     run: |ctx| run(ctx, Kind::Hvm),
 };
 
