@@ -257,7 +257,14 @@ impl Incoming {
                 Event::StillMine
             }
             (Call::Confirm, _) => Event::ClaimLost("the record is not ours any more".into()),
-            (Call::Forfeit, _) => Event::Forfeited,
+            (Call::Forfeit, _) => {
+                settled(world, host);
+                Event::Forfeited
+            }
+            (Call::Activate, word) if !matches!(word, Word::Unknown) => {
+                settled(world, host);
+                return None;
+            }
             (Call::Watch, Word::Seen(record)) if watched(&record, host) == Some(true) => {
                 Event::RecordActive(record.to_string())
             }
@@ -429,5 +436,12 @@ impl World {
                     | State::Starting
             )
         })
+    }
+}
+
+/// Nothing is owed to the witness any more.
+fn settled(world: &mut World, host: HostIx) {
+    if let Some(record) = &mut world.hosts[host].disk.incoming {
+        record.owed = false;
     }
 }

@@ -156,31 +156,7 @@ impl World {
     /// The daemon has come up: what was left as backup is cleared away, it listens, and what was left as primary is recovered.
     pub(super) fn daemon_ready(&mut self, host: HostIx) {
         self.note(|_| format!("host {host}: the daemon is up"));
-        if let Some(record) = self.hosts[host].disk.incoming
-            && matches!(record.phase, Phase::Receiving | Phase::Starting)
-        {
-            let phase = if self.name_taken(host) {
-                Phase::Active
-            } else {
-                self.destroy_incoming(host);
-                Phase::Discarded
-            };
-            if let Token::Witness(key) = record.token
-                && record.owed
-            {
-                // A claim of the daemon before was sent: it is used, or settled and given up.
-                let mut keeper = Keeper::new(self, host);
-                let (purpose, intent) = match phase {
-                    Phase::Active => (Call::Activate, Intent::Activate(key)),
-                    _ => (Call::Claim, Intent::Claim(key)),
-                };
-                let _ = keeper.ask(self, host, purpose, intent);
-                if let Some(daemon) = &mut self.hosts[host].daemon {
-                    daemon.janitor = Some(keeper);
-                }
-            }
-            self.save_phase(host, phase);
-        }
+        self.clear_incoming(host);
         if self.step(host) {
             return;
         }
@@ -191,6 +167,34 @@ impl World {
         self.later(host, MS, Input::LookAtGuest);
         if self.plan.witness {
             self.later(host, MS, Input::Probe);
+        }
+    }
+
+    /// Clears away what was left as backup, and has the witness told what became of a claim.
+    fn clear_incoming(&mut self, host: HostIx) {
+        let Some(record) = self.hosts[host].disk.incoming else { return };
+        let phase = match record.phase {
+            Phase::Receiving | Phase::Starting if self.name_taken(host) => Phase::Active,
+            Phase::Receiving | Phase::Starting => {
+                self.destroy_incoming(host);
+                Phase::Discarded
+            }
+            settled => settled,
+        };
+        self.save_phase(host, phase);
+        let Token::Witness(key) = record.token else { return };
+        if !record.owed {
+            return;
+        }
+        // A claim of the daemon before was sent: it is used, or settled and given up.
+        let (purpose, intent) = match phase {
+            Phase::Active => (Call::Activate, Intent::Activate(key)),
+            _ => (Call::Claim, Intent::Claim(key)),
+        };
+        let mut keeper = Keeper::new(self, host);
+        let _ = keeper.ask(self, host, purpose, intent);
+        if let Some(daemon) = &mut self.hosts[host].daemon {
+            daemon.janitor = Some(keeper);
         }
     }
 
@@ -430,10 +434,11 @@ impl World {
     /// Does what the domain's monitor does when no protection does it.
     pub(super) fn monitor(&mut self, host: HostIx) {
         let Some(daemon) = &self.hosts[host].daemon else { return };
-        let (recovering, sealed) = (daemon.recovery.is_some(), daemon.sealed);
+        // What an earlier daemon has left comes first.
+        let undecided = !daemon.ready || daemon.recovery.is_some() || daemon.sealed;
         let Some(copy) = self.hosts[host].guest else { return };
         let Run::Ended(end) = self.copies[copy].run else { return };
-        if recovering || sealed {
+        if undecided || self.hosts[host].disk.primary.is_some() {
             self.later(host, 10 * MS, Input::LookAtGuest);
         } else {
             self.apply_end(host, end);

@@ -395,6 +395,8 @@ impl World {
             };
             if let Some(daemon) = self.hosts[host].daemon.as_mut().filter(|_| unsettled) {
                 daemon.janitor = Some(keeper);
+            } else if let Some(record) = &mut self.hosts[host].disk.incoming {
+                record.owed = false;
             }
         }
     }
