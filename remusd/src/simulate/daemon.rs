@@ -17,7 +17,7 @@ use crate::ids::{Generation, Nonce, ProtectionId, SessionKey};
 use crate::link::codec::{Decoder, Encoder};
 use crate::link::{Frame, GuestType, Hello, ProtectOffer, Purpose, Token, VersionRange};
 use crate::protect::machine::{Event as PrimaryEvent, GuestEnd, State};
-use crate::witness::{Host, HostId, Intent, Watermark};
+use crate::witness::{Host, HostId, Intent, Position, Watermark};
 
 /// The protection's record on the primary's disk, as far as it matters.
 #[derive(Clone, Copy, Debug)]
@@ -89,6 +89,8 @@ pub struct Daemon {
     pub janitor: Option<Keeper>,
     /// The witness answers.
     pub witness_up: bool,
+    /// The newest place that the probe has seen the witness's store at.
+    pub seen: Option<Position>,
     /// How often in a row it did not.
     pub probe_failures: u32,
     connecting: Option<Asked>,

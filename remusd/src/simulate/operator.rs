@@ -49,7 +49,9 @@ impl World {
             let Some(daemon) = &self.hosts[host].daemon else { continue };
             let lives = |copy: usize| self.copies[copy].lives();
             let elsewhere = self.hosts[other].guest.is_some_and(lives) && self.oracle.given_away(other, &self.copies);
-            let undecided = daemon.sealed || daemon.primary.as_ref().is_some_and(|p| !p.machine.is_protected());
+            let undecided = daemon.sealed
+                || daemon.recovery.is_some()
+                || daemon.primary.as_ref().is_some_and(|p| !p.machine.is_protected());
             if self.witness.spoiled && elsewhere && undecided && self.name_taken(host) {
                 self.note(|_| format!("host {host}: an operator destroys the copy that lost"));
                 self.destroy_guest(host);
@@ -63,10 +65,13 @@ impl World {
                 self.kill(host, MS);
                 continue;
             }
-            if daemon.sealed {
+            // A recovery that watches a spoiled record would watch for ever.
+            let watches = daemon.recovery.is_some() && self.witness.spoiled;
+            let sealed = daemon.sealed;
+            if sealed || watches {
                 if self.is_given_up(other) {
                     self.assume_owner(host);
-                } else {
+                } else if sealed {
                     self.recover(host, false);
                 }
                 continue;

@@ -92,6 +92,8 @@ pub struct Oracle {
     next_look: Micros,
     /// Sessions whose primary goes on alone: what the backup still holds of them is stale, and the primary has said so.
     pub given_up: Vec<u64>,
+    /// Sessions whose primary, with the guest at hand, has asked for the copy to be given up.
+    pub to_discard: Vec<u64>,
     /// An operator has said that the other host is off.
     pub asserted: bool,
     /// An epoch was damaged on its way.

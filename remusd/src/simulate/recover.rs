@@ -121,6 +121,9 @@ impl World {
                 self.recovery_asks(host, asked, false);
             }
             Action::DiscardAtPeer => {
+                if let Some(record) = self.hosts[host].disk.primary.filter(|_| self.name_taken(host)) {
+                    self.oracle.to_discard.push(record.session);
+                }
                 let key = self.next_generation(host);
                 let purpose = daemon::offer(self);
                 let asked = self.ask(host, key, purpose);

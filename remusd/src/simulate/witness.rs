@@ -6,9 +6,10 @@ use super::plan::{HostIx, MS, Micros};
 use super::world::{Event, Input, World};
 use crate::ids::{Generation, Nonce};
 use crate::witness::memory::Table;
+use crate::witness::probe::remember;
 use crate::witness::{
-    Attempt, CasReply, Client, Effect, Input as Reply, Intent, Outcome, ReadError, Record, RecordKey, RecordState,
-    RequestId, Versioned,
+    Attempt, CasReply, Client, Effect, Input as Reply, Intent, Outcome, Position, ReadError, Record, RecordKey,
+    RecordState, RequestId, Versioned,
 };
 
 /// How long an answer is waited for.
@@ -145,6 +146,9 @@ impl Keeper {
         self.serial = world.number();
         world.note(|_| format!("host {at}: witness <- {purpose:?}"));
         world.later(at, LIMIT, Input::KeeperLimit(self.id, self.serial));
+        if let Some(seen) = world.hosts[at].daemon.as_ref().and_then(|daemon| daemon.seen.as_ref()) {
+            self.client.observed(seen);
+        }
         let attempt = Attempt(uuid::Uuid::from_u64_pair(world.number(), 3));
         let effects = self.client.start(intent, attempt).unwrap_or_default();
         self.carry_out(world, at, effects)
@@ -316,8 +320,19 @@ impl World {
         self.witness.spoiled = true;
     }
 
-    /// It is restored from the backup that was taken last; without one, a backup is taken now.
+    /// It is restored from the backup that was taken last. Not while a host that could act on it has seen nothing newer: no watermark can
+    /// tell a host what it has never seen, which is why docs/witness.md has protections ended first.
     pub(super) fn witness_rolled_back(&mut self) {
+        let backup = self.witness.backup.position(0).revision;
+        let knows = |host: &super::world::Host| {
+            let newer = |position: Option<&Position>| position.is_some_and(|position| position.revision > backup);
+            // What the probe has seen is forgotten with the daemon, and so is the copy that it could claim for.
+            let probed = host.daemon.as_ref().filter(|daemon| daemon.incoming.is_some());
+            newer(host.disk.watermark.position.as_ref()) || newer(probed.and_then(|daemon| daemon.seen.as_ref()))
+        };
+        if !self.hosts.iter().all(knows) {
+            return self.note(|_| "nobody could tell; not done".into());
+        }
         self.witness.table = self.witness.backup.clone();
         self.witness.spoiled = true;
     }
@@ -333,6 +348,7 @@ impl World {
         let Some(daemon) = &mut self.hosts[host].daemon else { return };
         if well {
             daemon.probe_failures = 0;
+            remember(&mut daemon.seen, &self.witness.table.position(0));
         } else {
             daemon.probe_failures += 1;
             self.witness.trouble[host] = self.now;

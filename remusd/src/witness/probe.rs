@@ -85,7 +85,7 @@ impl Probe {
             loop {
                 let result = store.probe().await;
                 if let Ok(position) = &result {
-                    position_out.send_replace(Some(position.clone()));
+                    position_out.send_modify(|seen| remember(seen, position));
                 }
                 if let Some(health) = count.probed(result.map(|_| ())) {
                     match health {
@@ -106,10 +106,19 @@ impl Probe {
         self.health.clone()
     }
 
-    /// Where the store was at the last answer.
+    /// The newest place that the store was at, as far as the probe has seen.
     #[must_use]
     pub fn position(&self) -> watch::Receiver<Option<Position>> {
         self.position.clone()
+    }
+}
+
+/// The newest position of a store is kept: an older one is that of a rolled-back store, and forgetting the newer one would hide that (R4,
+/// hazard F7).
+pub fn remember(seen: &mut Option<Position>, now: &Position) {
+    match seen {
+        Some(seen) if seen.store == now.store => seen.revision = seen.revision.max(now.revision),
+        _ => *seen = Some(now.clone()),
     }
 }
 
@@ -139,6 +148,18 @@ mod tests {
         let mut h = Hysteresis::new(ProbeConfig { interval_ms: 1, down_after: 2, up_after: 2 });
         assert_eq!(h.probed(Err("a".into())), None);
         assert_eq!(h.probed(Err("b".into())), Some(&Health::Down("b".into())), "down from the start is said too");
+    }
+
+    #[test]
+    fn a_rollback_does_not_make_it_forget() {
+        let at = |store: &str, revision| Position { store: store.into(), revision, modified: 0 };
+        let mut seen = None;
+        for position in [at("a", 3), at("a", 7), at("a", 4)] {
+            remember(&mut seen, &position);
+        }
+        assert_eq!(seen, Some(at("a", 7)));
+        remember(&mut seen, &at("b", 1));
+        assert_eq!(seen, Some(at("b", 1)));
     }
 
     #[tokio::test(start_paused = true)]

@@ -38,6 +38,9 @@ impl Primary {
         if let Some(engine) = self.engine {
             let time = world.takes(typical);
             world.later(host, time, Input::Engine(call, engine));
+        } else {
+            // Its pipe is broken.
+            self.then(Event::EngineFailed("the engine has gone".into()));
         }
     }
 
