@@ -18,7 +18,7 @@ mod event;
 mod handle;
 mod lane;
 mod messages;
-mod modules;
+pub mod modules;
 mod names;
 mod ops;
 mod plug_model;

@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// Loads what is needed and not there. Failures are left for the kernel's answer to a request to tell, since a
+/// Loads what is needed and not there; to be called early by a program that gives up the right to load modules. Blocks for modprobe. Failures are left for the kernel's answer to a request to tell, since a
 /// kernel may have a feature built in, or no `modprobe`.
-pub(super) fn load() {
+pub fn load() {
     // By itself the module makes two devices that nobody asked for.
     modprobe("ifb", &["numifbs=0"]);
     for module in ["sch_plug", "sch_ingress", "cls_matchall", "act_mirred", "act_gact"] {

@@ -36,6 +36,9 @@ struct Run {
     /// Configuration file; need not exist.
     #[arg(long, default_value = remusd::config::PATH)]
     config: PathBuf,
+    /// For finding faults: keep all capabilities of root, for this process and its children.
+    #[arg(long)]
+    keep_capabilities: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -213,6 +216,13 @@ fn daemon(run: Run) -> anyhow::Result<()> {
         .with_env_filter(tracing_subscriber::EnvFilter::try_from_env("REMUSD_LOG").unwrap_or_else(|_| "info".into()))
         .with_writer(std::io::stderr)
         .init();
+    if !run.keep_capabilities {
+        // Later it will not be allowed any more.
+        devices::netbuffer::modules::load();
+        if let Err(error) = remusd::daemon::privileges::drop_all_but_needed() {
+            tracing::warn!("running with more privileges than needed: {error}");
+        }
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(remusd::daemon::run::run(remusd::daemon::run::Settings {
         state_dir: run.state_dir,

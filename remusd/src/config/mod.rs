@@ -86,8 +86,9 @@ impl Config {
     /// Line, column and what is wrong.
     pub fn parse(text: &str) -> Result<Self, String> {
         let config: Self = toml::from_str(text).map_err(|error| error.to_string())?;
-        if config.listen.port == 0 {
-            return Err("listen.port is 0: peers could not know it; leave it out for the default".into());
+        if config.listen.port < 1024 {
+            // The daemon gives up the right to the ports below, and 0 would be another one each time.
+            return Err(format!("listen.port is {}: choose one from 1024 on, or leave it out", config.listen.port));
         }
         Ok(config)
     }

@@ -9,6 +9,7 @@ pub mod jobs;
 mod listen;
 pub mod monitor;
 mod observe;
+pub mod privileges;
 pub mod recover;
 pub mod reprotect;
 pub mod resolve;
