@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::error::BackupError;
 use crate::ids::{Epoch, Generation, Nonce, ProtectionId, SessionKey};
 use crate::link::{ProtectOffer, Token};
+use crate::pair::HostId;
 use crate::state::{STATE_VERSION, StateDir};
 
 /// How far a protection came.
@@ -38,6 +39,9 @@ pub struct IncomingRecord {
     pub phase: Phase,
     /// The activated epoch, once active.
     pub activated: Option<Epoch>,
+    /// The paired host whose guest this is; `None` if the session came through this host's root (ssh).
+    #[serde(default)]
+    pub party: Option<HostId>,
     /// The mode that was agreed last, written before it is acknowledged.
     #[serde(default)]
     pub token: Token,
@@ -52,7 +56,7 @@ pub struct IncomingRecord {
 impl IncomingRecord {
     /// The record of a session that is about to receive.
     #[must_use]
-    pub fn receiving(uuid: ProtectionId, name: &str, key: SessionKey) -> Self {
+    pub fn receiving(uuid: ProtectionId, name: &str, key: SessionKey, party: Option<HostId>) -> Self {
         Self {
             version: STATE_VERSION,
             uuid,
@@ -61,6 +65,7 @@ impl IncomingRecord {
             nonce: key.nonce,
             phase: Phase::Receiving,
             activated: None,
+            party,
             token: Token::Primary,
             owed: false,
             offer: None,

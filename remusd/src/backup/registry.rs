@@ -99,6 +99,13 @@ enum Decline {
     Superseded(String),
 }
 
+fn not_party(domain: &str) -> String {
+    format!(
+        "what this host has of {domain} is another host's, or came by ssh; if it is left over, `remus discard {domain}` here, or act by \
+         ssh (--transport ssh)"
+    )
+}
+
 impl From<BackupError> for Decline {
     fn from(error: BackupError) -> Self {
         let code = match error {
@@ -251,26 +258,47 @@ impl Registry {
         futures::future::join_all(handles.iter().map(IncomingHandle::shutdown)).await;
     }
 
-    /// Serves one link connection: answers a query, or accepts or refuses a protection. Returns once that is done; an accepted
+    /// Serves a connection that came through this host's root (ssh): it may act on every protection. As [`Self::serve_party`].
+    ///
+    /// # Errors
+    /// As [`Self::serve_party`].
+    pub async fn serve(&self, connection: Connection) -> Result<(), LinkError> {
+        self.serve_party(connection, None).await
+    }
+
+    /// Serves one link connection of a paired host, which may act only on protections that it is a party of: answers a query, or accepts or refuses a protection. Returns once that is done; an accepted
     /// protection lives on by itself.
     ///
     /// # Errors
     /// [`LinkError`] if the peer does not get as far as an answer.
-    pub async fn serve(&self, connection: Connection) -> Result<(), LinkError> {
+    pub async fn serve_party(&self, connection: Connection, party: Option<HostId>) -> Result<(), LinkError> {
         let peer = Incoming::accept(connection, self.settings.hello_patience).await?;
         match peer.hello.purpose.clone() {
             Purpose::Query { protection } => {
-                let entries = self.query(protection);
-                peer.answer(entries).await
+                let mut entries = self.query(protection);
+                let known = entries.len();
+                entries.retain(|entry| self.is_party(party, entry.protection));
+                match protection {
+                    // "None" would be taken for "nobody else runs it".
+                    Some(uuid) if entries.len() < known => {
+                        peer.refuse(RefuseCode::NotParty, not_party(&uuid.to_string())).await
+                    }
+                    _ => peer.answer(entries).await,
+                }
             }
-            Purpose::Protect(offer) => self.protect(peer, offer).await,
+            Purpose::Protect(offer) => self.protect(peer, offer, party).await,
         }
     }
 
-    async fn protect(&self, peer: Incoming, offer: ProtectOffer) -> Result<(), LinkError> {
+    /// Whether a host may act on what this host knows of a protection.
+    fn is_party(&self, party: Option<HostId>, uuid: ProtectionId) -> bool {
+        party.is_none() || self.known().records.get(&uuid).is_none_or(|record| record.party == party)
+    }
+
+    async fn protect(&self, peer: Incoming, offer: ProtectOffer, party: Option<HostId>) -> Result<(), LinkError> {
         let slot = Arc::clone(self.known().slots.entry(offer.protection).or_default());
         let _accepting = slot.lock().await;
-        let mut record = IncomingRecord::receiving(offer.protection, &offer.domain, peer.key);
+        let mut record = IncomingRecord::receiving(offer.protection, &offer.domain, peer.key, party);
         record.offer = Some(offer.clone());
         let prepared = match self.prepare(&peer, &offer, &record).await {
             Ok(prepared) => prepared,
@@ -332,6 +360,7 @@ impl Registry {
             return Err(Decline::Refuse(RefuseCode::ShuttingDown, text.into()));
         }
         let domains = self.host.domains().await?;
+        self.check_party(offer, record.party, &domains)?;
         self.check_generation(peer, offer, &domains)?;
         self.replace_old(offer).await?;
         let whose = Whose { uuid: offer.protection, name: offer.domain.clone() };
@@ -408,6 +437,30 @@ impl Registry {
                 registry.remember(&record);
             }
         });
+    }
+
+    /// A paired host neither takes another's copy nor speaks in its name; where no copy is left, anybody may begin.
+    fn check_party(
+        &self,
+        offer: &ProtectOffer,
+        party: Option<HostId>,
+        domains: &[IncomingDomain],
+    ) -> Result<(), Decline> {
+        let Some(host) = party else { return Ok(()) };
+        let refuse = || Err(Decline::Refuse(RefuseCode::NotParty, not_party(&offer.domain)));
+        if !offer.host_id.is_nil() && offer.host_id != host.0 {
+            return refuse();
+        }
+        if self.is_party(party, offer.protection) {
+            return Ok(());
+        }
+        let whose = Whose { uuid: offer.protection, name: offer.domain.clone() };
+        let lives = self.get(offer.protection).is_some_and(|handle| {
+            let state = handle.status().state;
+            !matches!(state, State::Active | State::Discarded)
+        });
+        let is_there = |domain: &IncomingDomain| domain.uuid == offer.protection || whose.is_copy(domain);
+        if lives || domains.iter().any(is_there) { refuse() } else { Ok(()) }
     }
 
     fn check_generation(

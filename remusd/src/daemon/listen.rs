@@ -76,7 +76,7 @@ pub(super) fn tls(config: &Config, keyring: Arc<Keyring>, backups: Arc<Registry>
             match arrived.what {
                 Use::Keys => rotate::answer(&keyring, arrived).await,
                 Use::Link => {
-                    if let Err(error) = backups.serve(arrived.connection).await {
+                    if let Err(error) = backups.serve_party(arrived.connection, Some(arrived.peer.id)).await {
                         tracing::warn!(peer = arrived.peer.name, "a peer that arrived: {error}");
                     }
                 }

@@ -9,7 +9,7 @@ use crate::api::{ApiError, ErrorCode};
 use crate::ids::{Generation, Nonce, ProtectionId, SessionKey};
 use crate::link::tls::Dial;
 use crate::link::{self, LinkError, LinkOptions, PrimaryLink, ProtectOffer, Transport, Welcome};
-use crate::pair::{KeyringError, Pairing};
+use crate::pair::{HostId, KeyringError, Pairing};
 use crate::protect::domain::DomainConfig;
 use crate::protect::driver::{self, Parts};
 use crate::protect::machine::Outcome;
@@ -48,7 +48,7 @@ pub fn transport(target: &Target, pairing: &Result<Arc<Pairing>, String>) -> Opt
     match target {
         Target::Tls { host, id } => {
             let keyring = pairing.as_ref().map(|pairing| pairing.keyring.clone()).map_err(Clone::clone);
-            Some(Transport::Tls(Dial::to(keyring, id.unwrap_or_default(), host.clone())))
+            Some(Transport::Tls(Dial::to(keyring, id.unwrap_or(HostId(ProtectionId::nil())), host.clone())))
         }
         Target::Host { host, ssh } => Some(Transport::Ssh { host: host.clone(), ssh: ssh.clone() }),
         Target::Command(command) => Some(Transport::Command(command.clone())),
@@ -373,12 +373,12 @@ async fn connect(
 mod tests {
     use super::*;
     use crate::link::tls::ListenState;
-    use crate::pair::{HostId, KeyPair, Keyring};
+    use crate::pair::{KeyPair, Keyring};
 
     #[tokio::test]
     async fn a_paired_host_is_reached_by_tls_unless_ssh_was_asked_for() {
         let folder = tempfile::tempdir().unwrap();
-        let keyring = Keyring::open(&folder.path().join("tls")).unwrap();
+        let keyring = Keyring::open(&folder.path().join("tls"), HostId(uuid::Uuid::new_v4())).unwrap();
         let id = HostId(ProtectionId::from_u128(4));
         keyring.pair(id, KeyPair::generate(id).unwrap().certificate, "hostb", "10.0.0.2", 7).unwrap();
         let (_, listening) = tokio::sync::watch::channel(ListenState::Off);

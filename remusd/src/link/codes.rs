@@ -44,10 +44,12 @@ pub enum RefuseCode {
     Offer = 7,
     /// The backup is shutting down.
     ShuttingDown = 8,
+    /// The peer is not a party of this protection.
+    NotParty = 9,
 }
 
 impl RefuseCode {
-    pub(super) const ALL: [Self; 8] = [
+    pub(super) const ALL: [Self; 9] = [
         Self::Version,
         Self::InUse,
         Self::Memory,
@@ -56,6 +58,7 @@ impl RefuseCode {
         Self::Host,
         Self::Offer,
         Self::ShuttingDown,
+        Self::NotParty,
     ];
 }
 

@@ -147,7 +147,7 @@ pub(super) async fn connect(
 }
 
 /// Asks a peer what it knows.
-pub(super) async fn query(
+pub(crate) async fn query(
     connection: Connection,
     peer: &str,
     key: SessionKey,

@@ -8,32 +8,20 @@ use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use rustls::server::ParsedCertificate;
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
+
+pub use crate::witness::HostId;
 
 /// How long a certificate is good for. What guards it is the pin and its revocation; this only bounds forgotten ones.
 const LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
-/// A host's identity: made with its first key pair, kept through rotations.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct HostId(pub Uuid);
-
-impl HostId {
-    /// The DNS name in the host's certificates. `.invalid` (RFC 6761) is no real host's.
-    #[must_use]
-    pub fn server_name(self) -> ServerName<'static> {
-        ServerName::try_from(self.dns_name()).unwrap_or_else(|_| unreachable!("hexadecimal digits are a DNS label"))
-    }
-
-    fn dns_name(self) -> String {
-        format!("{}.remus.invalid", self.0.simple())
-    }
+/// The DNS name in a host's certificates. `.invalid` (RFC 6761) is no real host's.
+#[must_use]
+pub fn server_name(host: HostId) -> ServerName<'static> {
+    ServerName::try_from(dns_name(host)).unwrap_or_else(|_| unreachable!("hexadecimal digits are a DNS label"))
 }
 
-impl fmt::Display for HostId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
+fn dns_name(host: HostId) -> String {
+    format!("{}.remus.invalid", host.0.simple())
 }
 
 /// SHA-256 of a certificate's DER form, written as OpenSSH writes key fingerprints.
@@ -112,7 +100,7 @@ impl Certificate {
     #[must_use]
     pub fn names(&self, host: HostId) -> bool {
         ParsedCertificate::try_from(&self.0)
-            .is_ok_and(|parsed| rustls::client::verify_server_name(&parsed, &host.server_name()).is_ok())
+            .is_ok_and(|parsed| rustls::client::verify_server_name(&parsed, &server_name(host)).is_ok())
     }
 }
 
@@ -204,9 +192,9 @@ impl KeyPair {
     pub(crate) fn until(host: HostId, end: SystemTime) -> Result<Self, MakeError> {
         use rcgen::{CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose};
         let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
-        let mut params = CertificateParams::new(vec![host.dns_name()])?;
+        let mut params = CertificateParams::new(vec![dns_name(host)])?;
         params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, host.dns_name());
+        params.distinguished_name.push(DnType::CommonName, dns_name(host));
         params.is_ca = IsCa::NoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
@@ -231,6 +219,8 @@ impl KeyPair {
 
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
     use super::*;
 
     #[test]

@@ -71,17 +71,18 @@ struct Inner {
 #[derive(Debug)]
 pub struct Keyring {
     folder: PathBuf,
+    id: HostId,
     inner: Mutex<Inner>,
     sessions: Sessions,
     any_peers: watch::Sender<bool>,
 }
 
 impl Keyring {
-    /// Opens the folder, which need not exist yet.
+    /// Opens the folder of the host of this identity; it need not exist yet.
     ///
     /// # Errors
-    /// [`KeyringError::File`] if a file is damaged, of another version, or open to others: nothing of it is used then.
-    pub fn open(folder: &Path) -> Result<Arc<Self>, KeyringError> {
+    /// [`KeyringError::File`] if a file is damaged, of another version or host, or open to others: nothing of it is used then.
+    pub fn open(folder: &Path, id: HostId) -> Result<Arc<Self>, KeyringError> {
         let mut inner = Inner { identity: None, peers: Vec::new() };
         if folder.exists() {
             files::folder(folder)?;
@@ -97,11 +98,16 @@ impl Keyring {
                     return Err(FileError::Format { path, text }.into());
                 }
             }
+            if let Some(other) = identity.as_ref().map(|identity| identity.id).filter(|other| *other != id) {
+                let text = format!("its keys are those of the host {other}, this is {id}");
+                return Err(FileError::Format { path: folder.join("identity.json"), text }.into());
+            }
             inner = Inner { identity, peers: peers.map(|file| file.peers).unwrap_or_default() };
         }
         let any_peers = watch::Sender::new(!inner.peers.is_empty());
         Ok(Arc::new(Self {
             folder: folder.to_owned(),
+            id,
             inner: Mutex::new(inner),
             sessions: Sessions::default(),
             any_peers,
@@ -134,7 +140,7 @@ impl Keyring {
             return Ok(identity.clone());
         }
         files::folder(&self.folder)?;
-        let id = HostId(uuid::Uuid::new_v4());
+        let id = self.id;
         let identity = Identity { version: VERSION, id, current: KeyPair::generate(id)?, next: None };
         self.save_identity(&mut inner, identity.clone())?;
         Ok(identity)
@@ -251,8 +257,8 @@ impl Keyring {
         let own = self.own_identity()?;
         if own.id == id || own.current.certificate == certificate {
             return refused(format!(
-                "{name} has this host's own identity: it is this host, or a copy of its disk. On the copy: stop remusd, remove {}, pair \
-                 again",
+                "{name} has this host's own identity: it is this host, or a copy of its disk. On the copy: stop remusd, remove {} \
+                 and host-id beside it, pair again",
                 self.folder.display()
             ));
         }

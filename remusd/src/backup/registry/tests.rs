@@ -4,6 +4,7 @@ mod failover;
 mod failures;
 mod fake;
 mod offers;
+mod parties;
 mod witness;
 
 use std::collections::BTreeMap;
@@ -131,8 +132,19 @@ impl Primary {
         ours: Connection,
         theirs: Connection,
     ) -> Result<Self, LinkError> {
+        Self::of(backup, None, generation, offer, ours, theirs).await
+    }
+
+    async fn of(
+        backup: &Backup,
+        party: Option<HostId>,
+        generation: u64,
+        offer: ProtectOffer,
+        ours: Connection,
+        theirs: Connection,
+    ) -> Result<Self, LinkError> {
         let registry = Arc::clone(&backup.registry);
-        tokio::spawn(async move { registry.serve(theirs).await });
+        tokio::spawn(async move { registry.serve_party(theirs, party).await });
         let (sender, events) = PrimaryLink::over(ours, "backup", key(generation), offer, &options()).await?;
         Ok(Self { sender, events, memory: BTreeMap::new(), next: 0 })
     }

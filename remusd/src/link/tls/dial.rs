@@ -8,6 +8,7 @@ use tokio_rustls::TlsConnector;
 use super::stream::PeerStream;
 use super::{HANDSHAKE, Use, config, socket};
 use crate::link::transport::Connection;
+use crate::pair::certificate::server_name;
 use crate::pair::{Certificate, HostId, Keyring, Peer};
 
 /// A paired host cannot be reached by TLS.
@@ -139,7 +140,7 @@ impl Dial {
         socket::prepare(&tcp).map_err(failed)?;
         let config = config::client(keyring.clone(), &identity.current, self.host, what)
             .map_err(|error| failed(std::io::Error::other(error)))?;
-        let tls = tokio::time::timeout(HANDSHAKE, TlsConnector::from(config).connect(self.host.server_name(), tcp))
+        let tls = tokio::time::timeout(HANDSHAKE, TlsConnector::from(config).connect(server_name(self.host), tcp))
             .await
             .map_err(|_| failed(timed_out()))?
             .map_err(failed)?;

@@ -18,7 +18,7 @@ use crate::link::{
     Frame, GuestType, Hello, LinkError, LinkOptions, OnPrimaryLoss, PrimaryLink, ProtectOffer, Purpose, RefuseCode,
     VersionRange,
 };
-use crate::pair::{KeyPair, Keyring, keyring::Identity};
+use crate::pair::{HostId, KeyPair, Keyring, keyring::Identity};
 
 mod link;
 mod strangers;
@@ -32,7 +32,7 @@ struct Host {
 impl Host {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let ring = Keyring::open(&folder.path().join("tls")).unwrap();
+        let ring = Keyring::open(&folder.path().join("tls"), HostId(uuid::Uuid::new_v4())).unwrap();
         ring.own_identity().unwrap();
         Self { _folder: folder, ring }
     }

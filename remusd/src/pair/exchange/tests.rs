@@ -6,7 +6,7 @@ use tokio::sync::watch;
 
 use super::*;
 use crate::link::tls::ListenState;
-use crate::pair::{Keyring, Pairing};
+use crate::pair::{HostId, Keyring, Pairing};
 
 struct Host {
     _folder: tempfile::TempDir,
@@ -17,7 +17,7 @@ struct Host {
 async fn host() -> Host {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("pair.sock");
-    let keyring = Keyring::open(&folder.path().join("tls")).unwrap();
+    let keyring = Keyring::open(&folder.path().join("tls"), HostId(uuid::Uuid::new_v4())).unwrap();
     let (_, listening) = watch::channel(ListenState::Off);
     let pairing = Pairing { keyring: keyring.clone(), port: 7, listening };
     let listener = super::super::socket::listen(&socket).await.unwrap();

@@ -4,8 +4,14 @@ use super::*;
 
 fn ring() -> (tempfile::TempDir, Arc<Keyring>) {
     let dir = tempfile::tempdir().unwrap();
-    let ring = Keyring::open(&dir.path().join("tls")).unwrap();
+    let ring = open(&dir).unwrap();
     (dir, ring)
+}
+
+const US: HostId = HostId(uuid::Uuid::from_u128(0xa));
+
+fn open(dir: &tempfile::TempDir) -> Result<Arc<Keyring>, KeyringError> {
+    Keyring::open(&dir.path().join("tls"), US)
 }
 
 fn stranger() -> (HostId, Certificate) {
@@ -20,7 +26,7 @@ fn keys_and_peers_survive_a_restart() {
     let own = ring.own_identity().unwrap();
     let (id, certificate) = stranger();
     ring.pair(id, certificate.clone(), "hostb", "10.0.0.2", 7).unwrap();
-    let again = Keyring::open(&dir.path().join("tls")).unwrap();
+    let again = open(&dir).unwrap();
     assert_eq!(again.identity(), Some(own));
     assert_eq!(again.whose(&certificate), Some(id));
     assert!(*again.any_peers().borrow());
@@ -34,11 +40,13 @@ fn exposed_or_foreign_files_are_not_used() {
     let path = dir.path().join("tls/identity.json");
     let text = std::fs::read_to_string(&path).unwrap();
     std::fs::write(&path, text.replace("\"version\": 1", "\"version\": 2")).unwrap();
-    let error = Keyring::open(&dir.path().join("tls")).unwrap_err();
+    let error = open(&dir).unwrap_err();
     assert!(error.to_string().contains("version is 2"), "{error}");
     std::fs::write(&path, text).unwrap();
+    let error = Keyring::open(&dir.path().join("tls"), HostId(uuid::Uuid::from_u128(0xb))).unwrap_err();
+    assert!(error.to_string().contains("those of the host"), "{error}");
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
-    let error = Keyring::open(&dir.path().join("tls")).unwrap_err();
+    let error = open(&dir).unwrap_err();
     assert!(error.to_string().contains("open to others"), "{error}");
 }
 
@@ -91,11 +99,11 @@ fn a_rotation_that_was_interrupted_goes_on_with_the_same_key() {
     let (dir, ring) = ring();
     let before = ring.own_identity().unwrap().current;
     let next = ring.next_key().unwrap();
-    let again = Keyring::open(&dir.path().join("tls")).unwrap();
+    let again = open(&dir).unwrap();
     assert_eq!(again.identity().unwrap().current, before);
     assert_eq!(again.next_key().unwrap(), next);
     again.switch().unwrap();
     again.switch().unwrap();
-    let identity = Keyring::open(&dir.path().join("tls")).unwrap().identity().unwrap();
+    let identity = open(&dir).unwrap().identity().unwrap();
     assert_eq!((identity.current, identity.next), (next, None));
 }

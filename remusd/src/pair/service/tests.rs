@@ -19,7 +19,7 @@ impl Drop for Host {
 /// A host that would listen at this port once it is paired.
 fn host() -> Host {
     let folder = tempfile::tempdir().unwrap();
-    let keyring = Keyring::open(&folder.path().join("tls")).unwrap();
+    let keyring = Keyring::open(&folder.path().join("tls"), HostId(uuid::Uuid::new_v4())).unwrap();
     let (state, listening) = watch::channel(ListenState::Off);
     let ring = keyring.clone();
     let answering = keyring.clone();

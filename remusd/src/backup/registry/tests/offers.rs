@@ -61,7 +61,7 @@ async fn a_receiver_that_cannot_start_is_a_refusal_with_its_words() {
 }
 
 fn record(uuid: ProtectionId, name: &str, phase: Phase) -> IncomingRecord {
-    IncomingRecord { phase, ..IncomingRecord::receiving(uuid, name, key(5)) }
+    IncomingRecord { phase, ..IncomingRecord::receiving(uuid, name, key(5), None) }
 }
 
 #[tokio::test]

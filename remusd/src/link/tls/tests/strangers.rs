@@ -4,7 +4,6 @@ use rustls::pki_types::ServerName;
 use tokio_rustls::TlsConnector;
 
 use super::*;
-use crate::pair::HostId;
 
 /// Accepts any certificate: strangers have no scruples.
 #[derive(Debug)]
@@ -67,7 +66,7 @@ impl Client<'_> {
         };
         config.alpn_protocols = if self.alpn.is_empty() { vec![] } else { vec![self.alpn.to_vec()] };
         let tcp = TcpStream::connect(to.address).await.unwrap();
-        let name = to.host.identity().id.server_name();
+        let name = crate::pair::certificate::server_name(to.host.identity().id);
         let Ok(mut tls) = TlsConnector::from(Arc::new(config)).connect(name, tcp).await else { return Vec::new() };
         let mut bytes = BytesMut::new();
         let hello = Hello {
