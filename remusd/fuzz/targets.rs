@@ -74,7 +74,10 @@ pub fn frames(data: &[u8]) {
     let data = if how & 1 == 1 { with_checksums(data) } else { data.to_vec() };
     let (decoder, whole, error) = decode(&data, usize::MAX);
     let (_, cut, cut_error) = decode(&data, usize::from(how / 2) + 1);
-    assert_eq!((&whole, &error), (&cut, &cut_error), "cutting changes what is read");
+    assert_eq!(whole, cut, "cutting changes what is read");
+    // Which bytes an error shows may depend on the cut: a wrong magic is told at its first byte.
+    let kind = |error: &Option<FrameError>| error.as_ref().map(std::mem::discriminant);
+    assert_eq!(kind(&error), kind(&cut_error), "{error:?}, {cut_error:?}");
     // One form for one meaning: what was read is written as it came.
     let Some(key) = decoder.key() else { return };
     let mut encoder = Encoder::new(key);
@@ -114,9 +117,11 @@ pub fn streams(data: &[u8]) {
     let bytes = Bytes::copy_from_slice(data);
     if let Ok(batch) = libxc::parse_pages(&bytes) {
         let [head, body] = libxc::page_record(&batch).expect("what was read can be written");
-        // The record's own head (8 bytes) before, its padding behind.
-        let written: Vec<u8> = [&head[8..], &body[..]].concat();
-        assert!(written.starts_with(data), "pages are written in another form than they were read");
+        // Without the record's own head.
+        let mut written: Vec<u8> = [&head[8..], &body[..]].concat();
+        // Reserved, and not looked at.
+        written[4..8].copy_from_slice(&data[4..8]);
+        assert_eq!(written, data, "pages are written in another form than they were read");
     }
     let _ = libxl::check_header(&bytes);
     let _ = libxl::check_emulator(u32::from(how), &bytes);

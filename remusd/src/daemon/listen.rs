@@ -15,26 +15,27 @@ use crate::link::tls::{self, Arrived, Limits, ListenState, Use};
 use crate::link::transport::Connection;
 use crate::pair::{Keyring, Pairing, rotate};
 
-/// Listens for the command line. Members of the configured group reach the socket, and may read.
+/// Listens for the command line. Members of the configured group reach the socket, and may read; without such a group only root does.
 ///
 /// # Errors
-/// When another daemon answers there, the socket cannot be made, or there is no such group.
+/// When another daemon answers there, or the socket cannot be made.
 pub(super) async fn control(path: &Path, group: Option<&str>) -> anyhow::Result<UnixListener> {
-    let gid = group
-        .map(|name| {
-            nix::unistd::Group::from_name(name)?
-                .map(|group| group.gid)
-                .with_context(|| format!("control.group: there is no group {name} (addgroup --system {name})"))
-        })
-        .transpose()?;
     let listener = server::listen(path).await.with_context(|| format!("cannot listen at {}", path.display()))?;
-    if let Some(gid) = gid {
-        // The folder too, or its members could not get as far as the socket.
-        for path in [Some(path), path.parent()].into_iter().flatten() {
-            nix::unistd::chown(path, None, Some(gid)).with_context(|| format!("cannot chgrp {}", path.display()))?;
-        }
+    // What a daemon has to recover does not wait for a group.
+    if let Some(Err(error)) = group.map(|name| open_to(path, name)) {
+        tracing::error!("{} stays root's alone: {error:#}", path.display());
     }
     Ok(listener)
+}
+
+fn open_to(path: &Path, name: &str) -> anyhow::Result<()> {
+    let group = nix::unistd::Group::from_name(name)?
+        .with_context(|| format!("control.group: there is no group {name} (addgroup --system {name})"))?;
+    // The folder too, or its members could not get as far as the socket.
+    for path in [Some(path), path.parent()].into_iter().flatten() {
+        nix::unistd::chown(path, None, Some(group.gid)).with_context(|| format!("cannot chgrp {}", path.display()))?;
+    }
+    Ok(())
 }
 
 /// Listens for links that ssh brings. Root's alone: what arrives there acts with root's authority.
