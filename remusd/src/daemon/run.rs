@@ -14,7 +14,7 @@ use crate::backup::receiver::ReceiverCommand;
 use crate::backup::{BackupSettings, Registry};
 use crate::config::Config;
 use crate::ops::EventLog;
-use crate::pair::{self, HostId, Keyring};
+use crate::pair::{self, Keyring};
 use crate::protect::fate::Xl;
 use crate::state::StateDir;
 use crate::xen::{Hypervisor, RealStore, SuspendGuard, XenHypervisor, XenStore};
@@ -47,7 +47,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let hypervisor: Arc<dyn Hypervisor> = Arc::new(XenHypervisor::open()?);
     let store: Arc<dyn XenStore> = Arc::new(RealStore::open().await?);
     let state = StateDir::open(&settings.state_dir)?;
-    let host_id = HostId(state.host_id()?);
+    let host_id = state.host()?.id;
     let log = Arc::new(EventLog::default());
     // The control socket is also the lock: a second daemon on the same state would be a second owner.
     let control = listen::control(&settings.socket, settings.config.control.group.as_deref()).await?;
