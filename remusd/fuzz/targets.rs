@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use bytes::{Bytes, BytesMut};
 use devices::{Node, classify};
+use remusd::api::wire::{Asked, Call};
 use remusd::backup::record::IncomingRecord;
 use remusd::config::Config;
 use remusd::daemon::monitor::MonitorRecord;
@@ -174,8 +175,10 @@ where
 
 /// Requests at the control socket.
 pub fn api(data: &[u8]) {
-    if let Ok(request) = serde_json::from_slice::<remusd::api::Request>(data) {
-        comes_back(&request);
+    if let Ok(call) = Call::parse(data)
+        && let Ok(Asked::Ours(request)) = call.asked()
+    {
+        assert_eq!(Call::of(&request).asked(), Ok(Asked::Ours(request)));
     }
 }
 

@@ -62,18 +62,17 @@ fn seeds() -> Vec<(&'static str, String, Vec<u8>)> {
         "by-the-guest",
         b"vif 3 guest /local/domain/0/backend/vif/1/0\nvbd 1 guest /local/domain/7/fake\npci 0 guest x\nvfb 0 libxl y",
     );
-    for (name, text) in [
-        ("status", r#""status""#),
-        ("events", r#"{"events":{"follow":true}}"#),
-        (
-            "protect",
-            r#"{"protect":{"domain":"g","target":{"host":{"host":"b","ssh":null}},"options":{"interval_ms":100}}}"#,
-        ),
-        ("protect-tls", r#"{"protect":{"domain":"g","target":{"tls":{"host":"b"}},"foreground":true}}"#),
-        ("failover", r#"{"failover":{"domain":"g","primary_is_off":true}}"#),
-        ("recover", r#"{"recover":{"domain":null,"assume_owner":true}}"#),
+    for (method, parameters) in [
+        ("Status", r#"{"domain":"g"}"#),
+        ("FollowEvents", r#"{"kinds":["protected"],"after":7}"#),
+        ("Protect", r#"{"domain":"g","target":{"host":"b"},"options":{"interval_ms":100},"tag":"t"}"#),
+        ("Protect", r#"{"domain":"g","target":{"tls":"b"},"foreground":true}"#),
+        ("Failover", r#"{"domain":"g","primary_is_off":true}"#),
+        ("Recover", r#"{"domain":null,"assume_owner":true}"#),
+        ("Abort", r#"{"job":1}"#),
     ] {
-        add("api", name, text.as_bytes());
+        let call = format!(r#"{{"method":"org.remus.Control.{method}","parameters":{parameters},"more":true}}"#);
+        add("api", &format!("{method}-{}", parameters.len()), call.as_bytes());
     }
     let uuid = "00000000-0000-0000-0000-000000000007";
     let certificate = "MIIBAg==";
@@ -147,7 +146,7 @@ fn the_seeds_are_valid() {
                 let mut parser = Chunked::new(SessionParser::new());
                 parser.feed(bytes::Bytes::from(bytes[1..].to_vec()), &mut Vec::new()).unwrap();
             }
-            "api" => json(serde_json::from_slice::<remusd::api::Request>(&bytes).is_ok()),
+            "api" => json(remusd::api::wire::Call::parse(&bytes).unwrap().asked().is_ok()),
             "witness" => {
                 let uuid = remusd::ids::ProtectionId::from_u128(u128::from(bytes[0]));
                 remusd::witness::record::Record::from_json(uuid, &bytes[1..]).unwrap();
