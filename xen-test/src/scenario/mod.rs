@@ -21,6 +21,7 @@ mod safety_partitions;
 mod safety_soak;
 mod safety_switchover;
 mod safety_witness;
+mod safety_vif_gate;
 
 use std::path::Path;
 
@@ -81,6 +82,7 @@ pub const SCENARIOS: &[Scenario] = &[
     safety_switchover::WITNESS,
     safety_switchover::ALONE,
     safety_soak::SOAK,
+    safety_vif_gate::GATE,
 ];
 
 /// Scenarios that are written but that no run has shown to pass yet: skipped, and counted as such, unless `XEN_TEST_UNSHOWN` is set.
