@@ -13,6 +13,7 @@ pub mod daemon;
 pub mod doctor;
 pub mod enforced;
 pub mod gate;
+pub mod gray;
 pub mod hvm;
 pub mod ids;
 pub mod link;

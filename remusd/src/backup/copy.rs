@@ -59,7 +59,7 @@ pub(super) async fn place(host: &dyn BackupHost, whose: &Whose, bridges: &[Strin
             ));
         }
     }
-    Ok(())
+    host.check_lan().await
 }
 
 /// The bridges of the guest's interfaces, from libxl's JSON.

@@ -17,13 +17,18 @@ use super::incoming::{ActivationReport, Command, IncomingStatus, Start, detectio
 use super::machine::{Action, Authority, Event, Machine, Policy, State};
 use super::record::{IncomingRecord, Phase, RecordStore};
 use super::registry::BackupSettings;
+use crate::audit::{Check, Comparer};
+use crate::gray::Watch;
 use crate::ids::{DomId, Epoch};
 use crate::link::session::{Outbox, Report as Beat, SessionEvent};
 use crate::link::{CloseReason, Frame, GuestState, Token};
 use crate::ops::{EventKind, EventLog};
 use crate::stream::PlainComposer;
-use crate::stream::handshake::GO;
+use crate::xen::PageHash;
 
+mod audit;
+mod gate;
+mod gray;
 mod news;
 pub(super) mod witness;
 
@@ -47,6 +52,10 @@ pub(super) enum Input {
     WitnessAlarm(String),
     /// The witness knows that the copy runs here.
     Recorded,
+    /// What was read of the copy for this check.
+    Audited(Check, Result<Vec<Option<PageHash>>, String>),
+    /// The copy's interfaces are open, or could not be.
+    GateOpen(Result<(), String>),
 }
 
 /// When an activation's steps were done.
@@ -82,6 +91,8 @@ pub(super) struct Driver {
     refused: Option<String>,
     asking: Option<witness::Asking>,
     clock_told: bool,
+    comparer: Comparer,
+    gray: Watch,
     record: IncomingRecord,
     status: watch::Sender<IncomingStatus>,
     host: Arc<dyn BackupHost>,
@@ -135,6 +146,8 @@ impl Driver {
             refused: None,
             asking,
             clock_told: false,
+            comparer: Comparer::new(),
+            gray: Watch::backup(detection(&start.offer)),
             record: start.record,
             status,
             host: start.host,
@@ -185,8 +198,10 @@ impl Driver {
     async fn link(&mut self, event: Option<SessionEvent>) {
         match event {
             Some(SessionEvent::Frame(frame)) => {
-                if let Frame::Heartbeat(beat) = &frame {
-                    self.heartbeat(*beat);
+                match &frame {
+                    Frame::Heartbeat(beat) => self.heartbeat(*beat),
+                    Frame::Audit(sample) => self.comparer.sample(sample.clone()),
+                    _ => {}
                 }
                 if matches!(frame, Frame::Handover { .. })
                     && let Err(text) = self.preflight().await
@@ -205,6 +220,7 @@ impl Driver {
             }
             // A backup sends no epochs.
             Some(SessionEvent::AckLate(_)) => {}
+            Some(SessionEvent::Starved { by }) => self.starved(by),
             Some(SessionEvent::Closed(reason)) => self.closed(&reason),
             None => self.closed(&CloseReason::Local),
         }
@@ -229,6 +245,7 @@ impl Driver {
         }
         let now = std::time::Instant::now();
         self.status.send_modify(|status| status.heartbeat = Some((beat, now)));
+        self.observe(beat);
     }
 
     /// Nothing is heard. What would make the activation fail is looked for before it is begun.
@@ -252,7 +269,12 @@ impl Driver {
     async fn input(&mut self, input: Input) {
         match input {
             Input::Command(command) => self.command(command).await,
-            Input::Feed(FeedEvent::Drained(epoch)) => self.step(Event::Drained(epoch)),
+            Input::Feed(FeedEvent::Drained(epoch)) => {
+                self.begin_audit(epoch);
+                self.step(Event::Drained(epoch));
+            }
+            Input::Audited(check, read) => self.end_audit(&check, read),
+            Input::GateOpen(opened) => self.go(opened),
             // The receiver's end explains it better and follows.
             Input::Feed(FeedEvent::Failed(error)) => {
                 tracing::info!(error, "the receiver does not take data any more");
@@ -283,8 +305,10 @@ impl Driver {
             Input::Checked(_, Err(error)) => {
                 self.step(Event::ReceiverDied(format!("cannot see whether the copy is there: {error}")));
             }
-            Input::Place(Ok(())) => self.step(Event::LanUp),
-            Input::Place(Err(text)) => self.step(Event::LanDown(text)),
+            Input::Place(place) => {
+                self.placed(place.is_ok());
+                self.step(place.map_or_else(Event::LanDown, |()| Event::LanUp));
+            }
             Input::Destroyed => self.step(Event::Destroyed),
             Input::Witness(event) => self.step(event),
             Input::WitnessAlarm(text) => self.publish(EventKind::WitnessTrouble, text),
@@ -383,7 +407,10 @@ impl Driver {
                 }
             },
             Action::FeedPages(batch) => match PlainComposer::pages(&batch) {
-                Ok(pieces) => self.feed(pieces),
+                Ok(pieces) => {
+                    self.comparer.fed(&batch);
+                    self.feed(pieces);
+                }
                 Err(error) => return Some(Event::ReceiverDied(error.to_string())),
             },
             Action::FeedMark(epoch) => {
@@ -459,7 +486,7 @@ impl Driver {
             Action::Go => {
                 self.mark(|activation, now| activation.claimed = Some(now));
                 self.save(Phase::Starting);
-                self.feed(vec![Bytes::from_static(GO)]);
+                self.open_gate();
             }
             Action::DestroyCopy => {
                 // Closing its input is what ends the stock receiver.
@@ -491,7 +518,8 @@ impl Driver {
         if field("uuid").parse() != Ok(self.whose.uuid) {
             return Err(format!("it has uuid {}, not {}", field("uuid"), self.whose.uuid));
         }
-        PlainComposer::head(text, preamble).map_err(|error| error.to_string())
+        let config = self.close_gate(text)?;
+        PlainComposer::head(&config, preamble).map_err(|error| error.to_string())
     }
 
     fn feed(&self, pieces: Vec<Bytes>) {

@@ -9,7 +9,7 @@ use tokio::process::Command;
 
 use super::error::BackupError;
 use crate::ids::{DomId, ProtectionId};
-use crate::xen::{Hypervisor, XenStore};
+use crate::xen::{GuestPages, Hypervisor, PageHash, XenStore};
 
 /// A domain of this host, as far as the backup cares.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,9 +41,30 @@ pub trait BackupHost: Send + Sync {
     /// Whether this network interface has a carrier; `None` if there is no such interface or nobody can tell.
     fn has_carrier(&self, interface: &str) -> Option<bool>;
 
+    /// What else this host is told to look at before it takes a guest over by itself, such as whether a gateway answers.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong.
+    async fn check_lan(&self) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// Hashes of a domain's pages, for the audit; `None` for those that cannot be compared. A host that cannot read has none.
+    async fn page_hashes(&self, _domid: DomId, gfns: Vec<u64>) -> Result<Vec<Option<PageHash>>, BackupError> {
+        Ok(vec![None; gfns.len()])
+    }
+
+    /// Lifts the seals of a domain's interfaces: this host owns it now (rule R9).
+    async fn open_vifs(&self, _domid: DomId) -> Result<(), BackupError> {
+        Ok(())
+    }
+
     /// Destroys a domain with its devices. Takes seconds for a large one.
     async fn destroy(&self, domid: DomId) -> Result<(), BackupError>;
 }
+
+/// How long the check of the network may take.
+const LAN_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The real host.
 pub struct XenHost {
@@ -51,6 +72,10 @@ pub struct XenHost {
     pub hypervisor: Arc<dyn Hypervisor>,
     /// For names.
     pub store: Arc<dyn XenStore>,
+    /// A shell command that succeeds when guests would be reachable from this host; without it the bridges' carriers alone tell.
+    pub lan_check: Option<String>,
+    /// To read pages for the audit; without it nothing is compared.
+    pub pages: Option<Arc<dyn GuestPages>>,
     /// To destroy: only the toolstack knows the devices and the xenstore entries.
     pub xl: PathBuf,
 }
@@ -82,6 +107,22 @@ impl BackupHost for XenHost {
         Ok(found)
     }
 
+    async fn page_hashes(&self, domid: DomId, gfns: Vec<u64>) -> Result<Vec<Option<PageHash>>, BackupError> {
+        match &self.pages {
+            Some(pages) => pages.hashes(domid, gfns).await.map_err(|error| BackupError::Host(error.to_string())),
+            None => Ok(vec![None; gfns.len()]),
+        }
+    }
+
+    async fn open_vifs(&self, domid: DomId) -> Result<(), BackupError> {
+        let opened = crate::gate::vifs::open(&*self.store, domid).await;
+        let opened = opened.map_err(|error| BackupError::Host(error.to_string()))?;
+        if !opened.is_empty() {
+            tracing::info!(%domid, "opened {}", opened.join(", "));
+        }
+        Ok(())
+    }
+
     async fn exists(&self, domid: DomId, uuid: ProtectionId) -> Result<bool, BackupError> {
         let domain = self.hypervisor.domain(domid).await.map_err(|error| BackupError::Host(error.to_string()))?;
         Ok(domain.is_some_and(|domain| domain.uuid == uuid && !domain.state.dying))
@@ -90,6 +131,20 @@ impl BackupHost for XenHost {
     async fn free_memory_kib(&self) -> Result<u64, BackupError> {
         let host = self.hypervisor.host().await.map_err(|error| BackupError::Host(error.to_string()))?;
         Ok(host.free_memory / 1024)
+    }
+
+    async fn check_lan(&self) -> Result<(), String> {
+        let Some(command) = &self.lan_check else { return Ok(()) };
+        let run =
+            Command::new("sh").args(["-c", command]).stdin(std::process::Stdio::null()).kill_on_drop(true).output();
+        let failed =
+            |text: &str| format!("backup.lan_check ({command}) {text}, so a guest would not be reachable here");
+        match tokio::time::timeout(LAN_PATIENCE, run).await {
+            Ok(Ok(output)) if output.status.success() => Ok(()),
+            Ok(Ok(output)) => Err(failed(&format!("says no ({})", output.status))),
+            Ok(Err(error)) => Err(failed(&format!("cannot be run: {error}"))),
+            Err(_) => Err(failed(&format!("does not end within {} s", LAN_PATIENCE.as_secs()))),
+        }
     }
 
     fn has_carrier(&self, interface: &str) -> Option<bool> {

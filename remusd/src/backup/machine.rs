@@ -188,7 +188,7 @@ impl Machine {
 
     fn frame(&mut self, frame: Frame) -> Actions {
         match (self.state, frame) {
-            (_, Frame::Heartbeat(_)) if self.state != State::Active => Vec::new(),
+            (_, Frame::Heartbeat(_) | Frame::Audit(_)) if self.state != State::Active => Vec::new(),
             (
                 // A claim, whatever becomes of it, is given up once the copy is gone.
                 State::Syncing
@@ -268,6 +268,7 @@ impl Machine {
             | Frame::HandoverFailed { .. }
             | Frame::Token { .. }
             | Frame::TokenAck { .. }
+            | Frame::Audit(_)
             | Frame::Error { .. } => Err(StageError::Order("a frame that a primary does not send")),
         };
         result.unwrap_or_else(|error| self.give_up(&error))

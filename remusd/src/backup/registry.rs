@@ -14,6 +14,7 @@ use super::incoming::{self, IncomingHandle, IncomingStatus, Start, detection, do
 use super::machine::State;
 use super::receiver::{ReceiverSource, await_banner};
 use super::record::{IncomingRecord, Phase, RecordStore};
+use crate::gate::GateList;
 use crate::ids::ProtectionId;
 use crate::link::handshake::Incoming;
 use crate::link::transport::Connection;
@@ -25,7 +26,7 @@ use crate::witness::{Answer, Host, HostId, Outcome};
 mod checks;
 
 /// Settings of the backup side.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct BackupSettings {
     /// Most bytes of one staged epoch (R8).
     pub staging_limit: usize,
@@ -41,6 +42,8 @@ pub struct BackupSettings {
     pub banner_patience: Duration,
     /// How long the receiver may take to end by itself before it is killed.
     pub stop_patience: Duration,
+    /// The list of guarded domains, on a host that has one.
+    pub gate: Option<GateList>,
 }
 
 impl Default for BackupSettings {
@@ -53,6 +56,7 @@ impl Default for BackupSettings {
             hello_patience: Duration::from_secs(10),
             banner_patience: Duration::from_secs(15),
             stop_patience: Duration::from_secs(20),
+            gate: None,
         }
     }
 }
@@ -178,6 +182,12 @@ impl Registry {
                 (EventKind::Recovered, detail.to_owned())
             };
             self.records.save(&record)?;
+            if let Some(gate) = &self.settings.gate {
+                if let Some(domain) = activated {
+                    self.host.open_vifs(domain.domid).await?;
+                }
+                gate.release(record.uuid).map_err(|error| BackupError::Host(error.to_string()))?;
+            }
             self.events.publish(domain_ref(record.uuid, &record.name, None), kind, detail);
             self.known().records.insert(record.uuid, record.clone());
             if record.owed {

@@ -17,6 +17,8 @@ pub struct Config {
     pub listen: Listen,
     /// Who may ask.
     pub control: Control,
+    /// As the backup of other hosts' guests.
+    pub backup: Backup,
 }
 
 /// `[listen]`
@@ -43,6 +45,15 @@ pub struct Control {
     pub group: Option<String>,
     /// Group whose members may also act: protect, unprotect, fail over. They must be in the other group too. Without it only root may.
     pub admins: Option<String>,
+}
+
+/// `[backup]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Backup {
+    /// A shell command that succeeds when guests would be reachable from this host, such as a ping to the gateway. It has 5 s. When it
+    /// fails this host does not take a guest over by itself (hazard F22); an operator still can.
+    pub lan_check: Option<String>,
 }
 
 /// The file cannot be used.
@@ -105,6 +116,8 @@ mod tests {
             Config::parse("[listen]\naddress = \"10.0.0.1\"\nport = 7000\n[control]\ngroup = \"adm\"\n").unwrap();
         assert_eq!(config.listen, Listen { address: [10, 0, 0, 1].into(), port: 7000 });
         assert_eq!(config.control.group.as_deref(), Some("adm"));
+        let config = Config::parse("[backup]\nlan_check = \"ping -c1 10.0.0.1\"\n").unwrap();
+        assert_eq!(config.backup.lan_check.as_deref(), Some("ping -c1 10.0.0.1"));
         assert_eq!(Config::parse("[listen]\nport = 7000\n").unwrap().listen.address, Listen::default().address);
         for (text, word) in [
             ("[listen]\nprot = 1\n", "prot"),

@@ -37,7 +37,7 @@ use crate::protect::fate::Toolstack;
 use crate::protect::machine::{Outcome, State};
 use crate::protect::options::Target;
 use crate::state::StateDir;
-use crate::xen::{Hypervisor, SuspendGuard, XenError, XenStore};
+use crate::xen::{GuestPages, Hypervisor, SuspendGuard, XenError, XenStore};
 
 /// How long operations may take to end once every protection has.
 const OPERATIONS_END: Duration = Duration::from_secs(10);
@@ -48,6 +48,8 @@ pub struct Host {
     pub hypervisor: Arc<dyn Hypervisor>,
     /// xenstore.
     pub store: Arc<dyn XenStore>,
+    /// Reads guest pages for the audit, where that is possible.
+    pub pages: Option<Arc<dyn GuestPages>>,
     /// Destroys and boots domains.
     pub toolstack: Arc<dyn Toolstack>,
     /// Makes a suspend guard with an interface of its own.

@@ -261,7 +261,13 @@ impl Daemon {
         present: bool,
         why: &str,
     ) -> Result<String, ApiError> {
+        self.state.gate().release(record.uuid).map_err(|error| failed(record, &error.to_string()))?;
         self.remove_leftovers(record, Ending::Release).await.map_err(|text| failed(record, &text))?;
+        if present {
+            // A vif that was made since then, by a reboot or by hand, came up sealed under a name that the record does not have.
+            let opened = crate::gate::vifs::open(&*self.host.store, record.domid).await;
+            opened.map_err(|error| failed(record, &error.to_string()))?;
+        }
         if record.monitor && present {
             self.monitor(monitor::MonitorRecord {
                 uuid: record.uuid,

@@ -17,7 +17,7 @@ use crate::ops::EventLog;
 use crate::pair::{self, Keyring};
 use crate::protect::fate::Xl;
 use crate::state::StateDir;
-use crate::xen::{Hypervisor, RealStore, SuspendGuard, XenHypervisor, XenStore};
+use crate::xen::{GuestPages, Hypervisor, RealStore, SuspendGuard, XenHypervisor, XenPages, XenStore};
 
 /// How long the last answers may take to go out.
 const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(1);
@@ -60,8 +60,21 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let admin_group = settings.config.control.admins.as_deref().map(access::group).transpose();
     let access = Access { admin_group: admin_group.map_err(anyhow::Error::msg).context("control.admins")? };
 
-    let backup_host =
-        Arc::new(XenHost { hypervisor: hypervisor.clone(), store: store.clone(), xl: settings.xl.clone() });
+    // Without it there is no audit, but protection all the same.
+    let pages: Option<Arc<dyn GuestPages>> = match XenPages::open() {
+        Ok(pages) => Some(Arc::new(pages)),
+        Err(error) => {
+            tracing::error!("no audit: {error}");
+            None
+        }
+    };
+    let backup_host = Arc::new(XenHost {
+        hypervisor: hypervisor.clone(),
+        store: store.clone(),
+        lan_check: settings.config.backup.lan_check.clone(),
+        pages: pages.clone(),
+        xl: settings.xl.clone(),
+    });
     let receivers = Arc::new(ReceiverCommand { program: settings.xl.clone(), ..ReceiverCommand::default() });
     let witnesses = Arc::new(Witnesses::new(state.clone(), WITNESS_FILE.into()));
     let backups = Registry::new(
@@ -69,13 +82,14 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         receivers,
         Arc::new(state.clone()),
         log.clone(),
-        BackupSettings::default(),
+        BackupSettings { gate: Some(state.gate()), ..BackupSettings::default() },
         state.host()?,
         witnesses.clone(),
     )?;
     let host = Host {
         hypervisor,
         store,
+        pages,
         toolstack: Arc::new(Xl),
         guard: Box::new(SuspendGuard::start_real),
         helper: settings.save_helper,

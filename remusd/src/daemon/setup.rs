@@ -6,6 +6,7 @@ use tokio::sync::mpsc;
 
 use super::{Daemon, Primary, monitor, resolve};
 use crate::api::{ApiError, ErrorCode};
+use crate::gate::Entry;
 use crate::ids::{Generation, Nonce, ProtectionId, SessionKey};
 use crate::link::tls::Dial;
 use crate::link::{self, LinkError, LinkOptions, PrimaryLink, ProtectOffer, Transport, Welcome};
@@ -196,11 +197,20 @@ impl Daemon {
             monitor: self.monitors.lock().await.get(&domain.uuid).is_some_and(|task| !task.is_finished()),
             helper: None,
         };
-        if let Err(error) = self.state.put_primary(&record) {
+        let entry = Entry::of(
+            domain.uuid,
+            &domain.name,
+            &config.json,
+            "protected from here: whoever starts it again must prove that it may",
+        );
+        let guarded = self.state.gate().guard(&entry).map_err(|error| failed(&error));
+        let kept = guarded.and_then(|()| self.state.put_primary(&record).map_err(|error| failed(&error)));
+        if let Err(error) = kept {
+            let _ = self.state.gate().release(domain.uuid);
             set.teardown(devices::Ending::Release).await;
             peer.control.stop(&crate::protect::machine::StopWhy::Planned).await;
             peer.control.close().await;
-            return Err(failed(&error));
+            return Err(error);
         }
         self.end_monitor(domain.uuid).await;
         let monitor_record =
@@ -215,6 +225,7 @@ impl Daemon {
             target: target.clone(),
             hypervisor: self.host.hypervisor.clone(),
             store: self.host.store.clone(),
+            pages: self.host.pages.clone(),
             guard,
             devices: set,
             control: peer.control,

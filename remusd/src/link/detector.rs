@@ -49,17 +49,29 @@ impl Detector {
         std::mem::take(&mut self.suspect).then_some(Verdict::Alive)
     }
 
+    /// How long nothing was heard; for the peer, which learns so whether it reaches us. Time in which we did not read does not count.
+    #[must_use]
+    pub fn silence(&self, now: Instant) -> Duration {
+        if self.reading { now.saturating_duration_since(self.heard) } else { Duration::ZERO }
+    }
+
     /// Whether we are reading at all: while our own back-pressure keeps us from it, silence says nothing about the peer.
     pub fn set_reading(&mut self, reading: bool, now: Instant) {
         self.reading = reading;
         self.heard = self.heard.max(now);
     }
 
+    /// Whether so much time between two ticks means that we ourselves were starved or frozen.
+    #[must_use]
+    pub fn starved(&self, since_tick: Duration) -> bool {
+        since_tick > self.period() + self.late
+    }
+
     /// Time passed. Returns a verdict only when it changes.
     pub fn tick(&mut self, now: Instant) -> Option<Verdict> {
         let since_tick = now.saturating_duration_since(self.ticked);
         self.ticked = now;
-        if !self.reading || since_tick > self.period() + self.late {
+        if !self.reading || self.starved(since_tick) {
             self.heard = self.heard.max(now);
             return None;
         }

@@ -2,6 +2,7 @@
 
 pub use super::codes::{ErrorCode, GuestState, GuestType, LostReason, OnPrimaryLoss, RefuseCode, Role, StopReason};
 use super::token::Token;
+use crate::audit::Sample;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -42,6 +43,7 @@ pub enum FrameType {
     State = 0x14,
     EpochEnd = 0x15,
     Ack = 0x16,
+    Audit = 0x17,
     Heartbeat = 0x20,
     Stop = 0x30,
     Stopped = 0x31,
@@ -56,7 +58,7 @@ pub enum FrameType {
 
 impl FrameType {
     /// All types, for tables and tests.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::Hello,
         Self::Welcome,
         Self::Refuse,
@@ -68,6 +70,7 @@ impl FrameType {
         Self::State,
         Self::EpochEnd,
         Self::Ack,
+        Self::Audit,
         Self::Heartbeat,
         Self::Stop,
         Self::Stopped,
@@ -101,6 +104,7 @@ impl FrameType {
             Self::State => "STATE",
             Self::EpochEnd => "EPOCH_END",
             Self::Ack => "ACK",
+            Self::Audit => "AUDIT",
             Self::Heartbeat => "HEARTBEAT",
             Self::Stop => "STOP",
             Self::Stopped => "STOPPED",
@@ -122,6 +126,7 @@ impl FrameType {
             Self::Stop | Self::Stopped | Self::BackupLost | Self::Superseded | Self::HandoverFailed => 16 * 1024,
             Self::EpochBegin | Self::EpochEnd | Self::Ack | Self::Heartbeat => 256,
             Self::Handover | Self::Token | Self::TokenAck => 256,
+            Self::Audit => 2048,
             Self::QueryResult => 256 * 1024,
             Self::Config | Self::Preamble | Self::Pages => 1024 * 1024,
             Self::State => CHUNK,
@@ -176,6 +181,9 @@ pub enum Frame {
         /// Bytes that the receiver has not taken in yet.
         backlog_bytes: u64,
     },
+    /// Hashes of pages that the sender's guest had at an epoch's suspend and that the epoch does not carry (rule R7). After `EPOCH_END`,
+    /// before the next epoch; the backup compares them with its copy once a later epoch is applied.
+    Audit(Sample),
     /// Sign of life with what it is a sign of (hazard F22).
     Heartbeat(Heartbeat),
     /// Ends the protection on purpose: the backup destroys its copy and answers `STOPPED`.
@@ -248,6 +256,7 @@ impl Frame {
             Self::State(_) => FrameType::State,
             Self::EpochEnd(_) => FrameType::EpochEnd,
             Self::Ack { .. } => FrameType::Ack,
+            Self::Audit(_) => FrameType::Audit,
             Self::Heartbeat(_) => FrameType::Heartbeat,
             Self::Stop { .. } => FrameType::Stop,
             Self::Stopped => FrameType::Stopped,
@@ -428,4 +437,6 @@ pub struct Heartbeat {
     pub wall_clock_ms: u64,
     /// The sender's own timer was late by more than one interval: it was starved or frozen.
     pub late: bool,
+    /// Milliseconds since the sender last heard anything from the receiver of this: a link may carry one way only.
+    pub heard_ms: u32,
 }

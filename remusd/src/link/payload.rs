@@ -13,6 +13,7 @@ use super::{
     wire::{Field, Fields, put_bool, put_option, put_text},
 };
 use crate::{
+    audit::{MAX_PAGES, Sample},
     ids::{DomId, Epoch, Generation, Nonce},
     stream::{Layer, PAGE_SIZE, PageBatch, digest::EpochDigest},
 };
@@ -92,6 +93,15 @@ pub(super) fn put(frame: &Frame, out: &mut BytesMut) -> Result<(), FrameError> {
             out.put_u64_le(beat.since_resume_ms);
             out.put_u64_le(beat.wall_clock_ms);
             put_bool(out, beat.late);
+            out.put_u32_le(beat.heard_ms);
+        }
+        Frame::Audit(sample) => {
+            out.put_u64_le(sample.epoch.0);
+            out.put_u16_le(sample.pages.len().min(MAX_PAGES) as u16);
+            for (gfn, hash) in sample.pages.iter().take(MAX_PAGES) {
+                out.put_u64_le(*gfn);
+                out.put_u128_le(*hash);
+            }
         }
         Frame::Stop { reason } => out.put_u16_le(*reason as u16),
         Frame::Stopped => {}
@@ -257,7 +267,17 @@ fn read(kind: FrameType, from: &mut Fields) -> Field<Frame> {
             since_resume_ms: from.u64()?,
             wall_clock_ms: from.u64()?,
             late: from.bool()?,
+            heard_ms: from.u32()?,
         }),
+        FrameType::Audit => {
+            let epoch = Epoch(from.u64()?);
+            let count = usize::from(from.u16()?);
+            if count > MAX_PAGES {
+                return Err("a sample has too many pages");
+            }
+            let pages = (0..count).map(|_| Ok((from.u64()?, from.u128()?))).collect::<Field<_>>()?;
+            Frame::Audit(Sample { epoch, pages })
+        }
         FrameType::Stop => Frame::Stop { reason: code(from.u16()?, &StopReason::ALL, |c| c as u16)? },
         FrameType::Stopped => Frame::Stopped,
         FrameType::BackupLost => {

@@ -155,6 +155,14 @@ impl LinkSender {
         self.outbox.data(Frame::EpochEnd(end), 0).await
     }
 
+    /// Sends hashes of pages for the epoch that has just ended, before the next one begins. Waits for room.
+    ///
+    /// # Errors
+    /// [`LinkError::Closed`].
+    pub async fn audit(&self, sample: crate::audit::Sample) -> Result<(), LinkError> {
+        self.outbox.data(Frame::Audit(sample), 0).await
+    }
+
     /// Ends the protection on purpose, before all queued data. [`LinkEvent::Stopped`] says when no copy is left on the backup.
     ///
     /// # Errors
@@ -238,6 +246,11 @@ pub enum LinkEvent {
     Alive,
     /// An ended epoch is not acknowledged and nothing moves, although the backup may be talking.
     AckLate(AckLate),
+    /// This host was starved or frozen.
+    Starved {
+        /// For how long.
+        by: Duration,
+    },
     /// The session has ended. The last event.
     Closed(CloseReason),
 }
@@ -255,6 +268,7 @@ impl LinkEvents {
             SessionEvent::Suspect { silence } => LinkEvent::Suspect { silence },
             SessionEvent::Alive => LinkEvent::Alive,
             SessionEvent::AckLate(late) => LinkEvent::AckLate(late),
+            SessionEvent::Starved { by } => LinkEvent::Starved { by },
             SessionEvent::Closed(reason) => self.end(reason),
             SessionEvent::Frame(frame) => match frame {
                 Frame::Ack { epoch, backlog_epochs, backlog_bytes } => {
@@ -276,6 +290,7 @@ impl LinkEvents {
                 | Frame::Pages { .. }
                 | Frame::State(_)
                 | Frame::EpochEnd(_)
+                | Frame::Audit(_)
                 | Frame::Stop { .. }
                 | Frame::Handover { .. }
                 | Frame::Token { .. }

@@ -95,6 +95,11 @@ pub enum SessionEvent {
     Alive,
     /// An ended epoch is not acknowledged and nothing moves.
     AckLate(AckLate),
+    /// Our own clock's task came so late that this host was starved or frozen: silence was not counted (hazard F22).
+    Starved {
+        /// How late.
+        by: Duration,
+    },
     /// The session has ended. The last event.
     Closed(CloseReason),
 }
@@ -283,6 +288,7 @@ impl Session {
 async fn watch_clock(shared: Arc<Shared>, events: mpsc::Sender<SessionEvent>, period: Duration) {
     let mut timer = tokio::time::interval(period);
     timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut ticked = Shared::now();
     loop {
         tokio::select! {
             () = shared.closed.cancelled() => return,
@@ -290,6 +296,11 @@ async fn watch_clock(shared: Arc<Shared>, events: mpsc::Sender<SessionEvent>, pe
             _ = timer.tick() => {}
         }
         let now = Shared::now();
+        let since_tick = now.saturating_duration_since(std::mem::replace(&mut ticked, now));
+        // Not worth waiting for a consumer that is busy: that would make the next tick late.
+        if shared.detector().starved(since_tick) {
+            let _ = events.try_send(SessionEvent::Starved { by: since_tick.saturating_sub(period) });
+        }
         let verdict = shared.detector().tick(now);
         if let Some(Verdict::Suspect { silence }) = verdict
             && events.send(SessionEvent::Suspect { silence }).await.is_err()

@@ -3,9 +3,10 @@
 use async_trait::async_trait;
 
 use super::machine::StopWhy;
+use crate::audit::Sample;
 use crate::ids::Epoch;
 pub use crate::link::EpochEnd;
-use crate::link::Token;
+use crate::link::{Heartbeat, Token};
 use crate::stream::{PageBatch, Record};
 
 /// Sending failed: the peer counts as lost.
@@ -26,6 +27,10 @@ pub trait Outlet: Send {
     async fn record(&mut self, epoch: Epoch, record: Record) -> Result<u64, PeerLost>;
     /// The epoch is complete.
     async fn end(&mut self, end: EpochEnd) -> Result<(), PeerLost>;
+    /// What the audit read of the guest in this epoch; after its end. Peers without a `remusd` cannot compare and ignore it.
+    async fn audit(&mut self, _sample: Sample) -> Result<(), PeerLost> {
+        Ok(())
+    }
 }
 
 /// What the guest is doing, for the backup's detector (hazard F22).
@@ -61,6 +66,10 @@ pub trait PeerControl: Send + Sync {
 pub enum PeerEvent {
     /// It holds the whole epoch.
     Ack(Epoch),
+    /// A sign of life, and what it is a sign of.
+    Beat(Heartbeat),
+    /// This host was starved or frozen for so long.
+    Starved(std::time::Duration),
     /// It answers, but does not acknowledge an epoch that it has whole (hazard F22).
     AckLate,
     /// It has destroyed its copy.

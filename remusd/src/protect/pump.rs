@@ -1,10 +1,13 @@
 //! Moves captured items to the peer while the guest runs.
 
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 
 use super::peer::{EpochEnd, Outlet, PeerLost};
+use crate::audit::{self, Held, Sample};
 use crate::capture::ItemReceiver;
 use crate::ids::Epoch;
 use crate::stream::digest::Digester;
@@ -19,9 +22,16 @@ pub enum PumpOrder {
         epoch: Epoch,
         /// Whether it is armed.
         armed: bool,
+        /// The pages that the audit reads meanwhile.
+        audited: BTreeSet<u64>,
     },
-    /// The guest runs again; these records (the device model's) complete the epoch.
-    Finish(Vec<Record>),
+    /// The guest runs again.
+    Finish {
+        /// These records (the device model's) complete the epoch.
+        records: Vec<Record>,
+        /// What the audit has read.
+        audit: Option<Sample>,
+    },
 }
 
 /// What the pump tells the driver.
@@ -74,6 +84,8 @@ pub struct Pump {
     pub events: mpsc::UnboundedSender<PumpEvent>,
     /// How far it is.
     pub sent: watch::Sender<Sent>,
+    /// The pages that the peer has, for the audit.
+    pub held: Arc<Mutex<Held>>,
 }
 
 impl Pump {
@@ -81,8 +93,8 @@ impl Pump {
     /// and throws them away: the engine, and with it the guest, must never wait for a peer that is gone (R6).
     pub async fn run(mut self) {
         while let Some(order) = self.orders.recv().await {
-            let PumpOrder::Begin { epoch, armed } = order else { continue };
-            match self.epoch(epoch, armed).await {
+            let PumpOrder::Begin { epoch, armed, audited } = order else { continue };
+            match self.epoch(epoch, armed, &audited).await {
                 Ok(Some(cost)) => {
                     let _ = self.events.send(PumpEvent::Sent { epoch, cost });
                 }
@@ -96,7 +108,13 @@ impl Pump {
         while let Ok(Some(_)) = self.items.recv().await {}
     }
 
-    async fn epoch(&mut self, epoch: Epoch, armed: bool) -> Result<Option<EpochCost>, PumpEvent> {
+    async fn epoch(
+        &mut self,
+        epoch: Epoch,
+        armed: bool,
+        audited: &BTreeSet<u64>,
+    ) -> Result<Option<EpochCost>, PumpEvent> {
+        let mut dirty = BTreeSet::new();
         let mut cost = EpochCost::default();
         let mut digester = Digester::new();
         let (mut records, mut bytes) = (0, 0);
@@ -123,6 +141,10 @@ impl Pump {
                     digester.pages(&batch);
                     bytes += batch.data.len() as u64;
                     cost.encode += start.elapsed();
+                    self.held.lock().unwrap_or_else(PoisonError::into_inner).sent(&batch);
+                    if !audited.is_empty() {
+                        dirty.extend(audit::gfns(&batch).filter(|gfn| audited.contains(gfn)));
+                    }
                     cost.pages += batch.entries.len() as u64;
                     let pages = batch.entries.len() as u64;
                     let sent_bytes = self.outlet.pages(epoch, batch).await.map_err(lost)?;
@@ -143,7 +165,7 @@ impl Pump {
                 Err(error) => return Err(PumpEvent::CaptureFailed(error.to_string())),
             }
         }
-        let Some(PumpOrder::Finish(extra)) = self.orders.recv().await else { return Ok(None) };
+        let Some(PumpOrder::Finish { records: extra, audit }) = self.orders.recv().await else { return Ok(None) };
         let start = Instant::now();
         for record in extra {
             digester.record(&record);
@@ -153,6 +175,10 @@ impl Pump {
         }
         let end = EpochEnd { epoch, armed, digest: digester.finish(), pages: cost.pages, bytes, records };
         self.outlet.end(end).await.map_err(lost)?;
+        if let Some(mut sample) = audit {
+            sample.keep_clean(&dirty, audit::PAGES_PER_EPOCH);
+            self.outlet.audit(sample).await.map_err(lost)?;
+        }
         cost.finish = start.elapsed();
         Ok(Some(cost))
     }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::gate::GateList;
 use crate::ids::{DomId, Generation, Nonce, ProtectionId};
 use crate::protect::options::{ProtectOptions, Target};
 
@@ -100,6 +101,12 @@ impl StateDir {
             fs::create_dir_all(&path).map_err(|source| StateError::Io { path, source })?;
         }
         Ok(Self { root })
+    }
+
+    /// The list of guarded domains in this folder.
+    #[must_use]
+    pub fn gate(&self) -> GateList {
+        GateList::new(&self.root)
     }
 
     fn primary_path(&self, uuid: ProtectionId) -> PathBuf {

@@ -66,6 +66,7 @@ impl Driver {
             }
             Report::Discarded(text) => {
                 self.record.owed = false;
+                self.forget_gate();
                 self.save(Phase::Discarded);
                 self.status.send_modify(|status| status.domid = None);
                 self.publish(EventKind::Discarded, text);

@@ -157,6 +157,7 @@ fn usual(state: State) -> Machine {
 fn events() -> Vec<(&'static str, Event)> {
     let text = || "x".to_owned();
     let beat = Heartbeat {
+        heard_ms: 0,
         epoch: Epoch(1),
         guest: crate::link::GuestState::Running,
         since_resume_ms: 0,

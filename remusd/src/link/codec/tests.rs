@@ -119,6 +119,7 @@ fn samples() -> Vec<Frame> {
         }),
         Frame::Ack { epoch: Epoch(1), backlog_epochs: 1, backlog_bytes: 2 },
         Frame::Heartbeat(Heartbeat {
+            heard_ms: 77,
             epoch: Epoch(2),
             guest: GuestState::Suspended,
             since_resume_ms: 40,
@@ -134,6 +135,7 @@ fn samples() -> Vec<Frame> {
         Frame::Token { seq: 1, token: Token::Witness(record_key()) },
         Frame::Token { seq: 2, token: Token::Primary },
         Frame::TokenAck { seq: 2 },
+        Frame::Audit(crate::audit::Sample { epoch: Epoch(9), pages: vec![(0x1234, 1 << 100 | 5), (7, 8)] }),
         Frame::Error { code: ErrorCode::Unexpected, text: "z".into() },
     ]
 }

@@ -181,7 +181,7 @@ async fn an_unacknowledged_epoch_is_told_although_the_peer_talks() {
     session.outbox.data(Frame::EpochEnd(end), 0).await.unwrap();
     tokio::spawn(async move {
         loop {
-            peer.send(&Frame::Heartbeat(heartbeat(Report::default(), false))).await;
+            peer.send(&Frame::Heartbeat(heartbeat(Report::default(), false, Duration::ZERO))).await;
             tokio::time::sleep(DETECTION / 10).await;
         }
     });

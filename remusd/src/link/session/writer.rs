@@ -60,7 +60,8 @@ impl Writer {
                     let late = beaten.elapsed() > self.heartbeat * 2;
                     beaten = Instant::now();
                     let report = *self.report.borrow();
-                    Frame::Heartbeat(heartbeat(report, late))
+                    let heard = shared.detector().silence(Shared::now());
+                    Frame::Heartbeat(heartbeat(report, late, heard))
                 }
                 item = self.control.recv() => match item {
                     Some(Control::Frame(frame)) => frame,
@@ -95,7 +96,7 @@ impl Writer {
     }
 }
 
-pub(super) fn heartbeat(report: Report, late: bool) -> Heartbeat {
+pub(super) fn heartbeat(report: Report, late: bool, heard: Duration) -> Heartbeat {
     let since_resume = report.resumed_at.map_or(Duration::ZERO, |at| at.elapsed());
     Heartbeat {
         epoch: report.epoch,
@@ -103,5 +104,6 @@ pub(super) fn heartbeat(report: Report, late: bool) -> Heartbeat {
         since_resume_ms: u64::try_from(since_resume.as_millis()).unwrap_or(u64::MAX),
         wall_clock_ms: wall_clock_ms(),
         late,
+        heard_ms: u32::try_from(heard.as_millis()).unwrap_or(u32::MAX),
     }
 }

@@ -119,6 +119,10 @@ kinds! {
     Discarded = "discarded",
     /// After a crash of the daemon: what was found and put right.
     Recovered = "recovered",
+    /// ALARM: pages of the copy differ from the guest's although none was written to; the copy is made anew.
+    AuditDiffers = "audit_differs",
+    /// One side is neither well nor gone; the text says which failure began or ended and what follows.
+    GrayFailure = "gray_failure",
     /// A disk's copies are being made equal again.
     ResyncStarted = "resync_started",
     /// How far that is.
@@ -146,6 +150,7 @@ impl EventKind {
                 | Self::Yielding
                 | Self::Conflict
                 | Self::WitnessTrouble
+                | Self::AuditDiffers
                 | Self::SwitchoverFailed
                 | Self::ActivationFailed
         )

@@ -1,5 +1,6 @@
 //! Carries out the machine's actions.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use devices::EpochContext;
@@ -68,7 +69,9 @@ impl Driver {
                 self.phase(result, Event::Postsuspended);
             }
             Action::EngineCopy => {
-                let order = PumpOrder::Begin { epoch: self.current.epoch, armed: self.current.armed };
+                let (epoch, armed) = (self.current.epoch, self.current.armed);
+                let audited = self.begin_audit();
+                let order = PumpOrder::Begin { epoch, armed, audited };
                 // Epoch 0 was begun with the first copy.
                 if self.current.epoch.0 > 0 {
                     let _ = self.pump.try_send(order);
@@ -81,6 +84,7 @@ impl Driver {
                 }
             }
             Action::Preresume(epoch) => {
+                self.end_audit().await;
                 let context = self.context(epoch);
                 let result = self.parts.devices.preresume(&context).await;
                 self.phase(result, Event::Preresumed);
@@ -93,7 +97,8 @@ impl Driver {
             }
             Action::FinishEpoch { .. } => {
                 let records = std::mem::take(&mut self.current.model);
-                let _ = self.pump.try_send(PumpOrder::Finish(records));
+                let audit = self.current.audit.take();
+                let _ = self.pump.try_send(PumpOrder::Finish { records, audit });
             }
             Action::Commit(epoch) => {
                 let start = Instant::now();
@@ -281,7 +286,8 @@ impl Driver {
                 if let Some(outlet) = self.parts.outlet.take() {
                     self.spawn_pump(items, outlet);
                 }
-                let _ = self.pump.try_send(PumpOrder::Begin { epoch: Epoch(0), armed: false });
+                let _ =
+                    self.pump.try_send(PumpOrder::Begin { epoch: Epoch(0), armed: false, audited: BTreeSet::new() });
             }
             Err(error) => self.then(Event::EngineFailed(error.to_string())),
         }

@@ -27,6 +27,10 @@ impl Driver {
         let mut complaints: Vec<String> =
             self.parts.devices.teardown(ending).await.iter().map(ToString::to_string).collect();
         if output == Output::Release {
+            // The owner is guarded against nothing; before its domain may be booted anew.
+            if let Err(error) = self.parts.state.gate().release(self.parts.domain.uuid) {
+                complaints.push(error.to_string());
+            }
             // An interface that was made anew under protection was sealed; its owner opens it.
             for vif in &self.parts.record.vifs {
                 match devices::netbuffer::unseal(vif).await {

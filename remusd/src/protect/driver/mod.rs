@@ -4,6 +4,7 @@
 //! resumes the guest if it stands still past its deadline whatever this task does (hazard F23).
 
 mod actions;
+mod audit;
 mod cleanup;
 mod wait;
 mod witness;
@@ -29,13 +30,15 @@ use super::options::{ProtectOptions, Target};
 use super::peer::{PeerControl, PeerEvent};
 use super::pump::{EpochCost, PumpEvent, PumpOrder, Sent};
 use super::report::EpochReport;
+use crate::audit::Sample;
 use crate::capture::{ItemReceiver, SaveHelper};
+use crate::gray::Watch;
 use crate::ids::{DomId, Epoch};
 use crate::link::Token;
 use crate::ops::{DomainRef, EventKind, EventLog};
 use crate::state::{PrimaryRecord, StateDir};
 use crate::stream::Record;
-use crate::xen::{GuardHandle, Hypervisor, SuspendError, SuspendGuard, Suspended, Suspender, XenStore};
+use crate::xen::{GuardHandle, GuestPages, Hypervisor, SuspendError, SuspendGuard, Suspended, Suspender, XenStore};
 
 /// What an operator can tell a running protection.
 #[derive(Debug)]
@@ -94,6 +97,8 @@ pub struct Parts {
     pub hypervisor: Arc<dyn Hypervisor>,
     /// xenstore.
     pub store: Arc<dyn XenStore>,
+    /// Reads pages for the audit; without it there is none.
+    pub pages: Option<Arc<dyn GuestPages>>,
     /// Resumes the guest if nobody else does.
     pub guard: SuspendGuard,
     /// The device model of an HVM guest.
@@ -169,6 +174,7 @@ struct Current {
     acked: Option<Instant>,
     cost: EpochCost,
     model: Vec<Record>,
+    audit: Option<Sample>,
 }
 
 struct Driver {
@@ -207,6 +213,8 @@ struct Driver {
     reborn: watch::Sender<Option<DomId>>,
     suspended_once: watch::Sender<bool>,
     drops_seen: u64,
+    audit: audit::Audit,
+    gray: Watch,
 }
 
 struct PumpParts {
@@ -261,6 +269,8 @@ pub fn start(mut parts: Parts, suspender: Suspender) -> Handle {
         reborn: reborn_send,
         suspended_once: once_send,
         drops_seen: 0,
+        audit: audit::Audit::new(parts.record.nonce),
+        gray: Watch::primary(std::time::Duration::from_millis(parts.options.detection_ms)),
         parts,
     };
     tokio::spawn(driver.run());
@@ -317,7 +327,8 @@ impl Driver {
 
     fn spawn_pump(&mut self, items: ItemReceiver, outlet: Box<dyn super::peer::Outlet>) {
         if let Some(PumpParts { orders, events, sent }) = self.pump_parts.take() {
-            tokio::spawn(super::pump::Pump { items, outlet, orders, events, sent }.run());
+            let held = self.audit.held.clone();
+            tokio::spawn(super::pump::Pump { items, outlet, orders, events, sent, held }.run());
         }
     }
 }

@@ -10,6 +10,7 @@ use super::super::pump::PumpEvent;
 use super::witness::{Asking, Heard};
 use super::{Driver, Order};
 use crate::capture::{CaptureError, HelperCall};
+use crate::gray::{Condition, Seen};
 use crate::ops::EventKind;
 use crate::xen::{DomainInfo, ShutdownReason, SuspendError, Suspended, Suspender};
 
@@ -48,7 +49,7 @@ impl Driver {
         loop {
             let event = tokio::select! {
                 biased;
-                peer = self.parts.peer_events.recv(), if self.peer_open => Some(self.on_peer(peer)),
+                peer = self.parts.peer_events.recv(), if self.peer_open => self.on_peer(peer),
                 Some(order) = self.orders.recv() => self.on_order(order),
                 heard = heard(&mut self.asking) => self.on_witness(heard),
                 Some(pumped) = self.pump_events.recv() => self.on_pump(pumped),
@@ -99,8 +100,10 @@ impl Driver {
         })
     }
 
-    fn on_peer(&mut self, event: Option<PeerEvent>) -> Event {
-        match event {
+    fn on_peer(&mut self, event: Option<PeerEvent>) -> Option<Event> {
+        Some(match event {
+            Some(PeerEvent::Beat(beat)) => return self.gray(Seen::Beat(beat)),
+            Some(PeerEvent::Starved(by)) => return self.gray(Seen::Starved(by)),
             Some(PeerEvent::Ack(epoch)) => {
                 // The pump's word comes first in time, but may still be in its channel; it has the epoch's figures.
                 while self.current.sent.is_none()
@@ -113,7 +116,10 @@ impl Driver {
                 self.current.acked = Some(Instant::now());
                 Event::Ack { epoch, pages: self.current.cost.pages }
             }
-            Some(PeerEvent::AckLate) => Event::AckLate,
+            Some(PeerEvent::AckLate) => {
+                self.gray(Seen::AckLate(self.current.epoch));
+                Event::AckLate
+            }
             Some(PeerEvent::Stopped) => Event::Stopped,
             Some(PeerEvent::Lost(text)) => Event::BackupLost(text),
             Some(PeerEvent::Superseded(text)) => Event::Superseded(text),
@@ -124,7 +130,19 @@ impl Driver {
                 self.peer_open = false;
                 Event::BackupLost("the link has ended".into())
             }
+        })
+    }
+
+    /// A gray failure that begins or ends is told; one that means that the backup is lost is the machine's to answer (hazard F22).
+    fn gray(&mut self, seen: Seen) -> Option<Event> {
+        let mut lost = None;
+        for change in self.gray.see(seen) {
+            self.tell(EventKind::GrayFailure, change.to_string());
+            if change.began && change.condition == Condition::OneWay {
+                lost = Some(Event::BackupLost(change.to_string()));
+            }
         }
+        lost
     }
 
     /// What endangers output commit ends the protection; what only loses packets is told.

@@ -6,6 +6,7 @@ use tokio::time::Instant;
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 
+use crate::audit::Sample;
 use crate::ids::Epoch;
 use crate::link::{self, LinkEvent, LinkEvents, LinkSender, StopReason, Token};
 use crate::protect::machine::{GuestEnd, StopWhy};
@@ -46,6 +47,10 @@ impl Outlet for LinkOutlet {
 
     async fn end(&mut self, end: EpochEnd) -> Result<(), PeerLost> {
         Ok(self.0.epoch_end(end).await?)
+    }
+
+    async fn audit(&mut self, sample: Sample) -> Result<(), PeerLost> {
+        Ok(self.0.audit(sample).await?)
     }
 }
 
@@ -128,7 +133,9 @@ pub async fn relay(mut from: LinkEvents, to: mpsc::UnboundedSender<PeerEvent>) {
                 PeerEvent::AckLate
             }
             LinkEvent::Closed(reason) => PeerEvent::Lost(format!("the link to the backup has ended: {reason}")),
-            LinkEvent::Heartbeat(_) | LinkEvent::Alive => continue,
+            LinkEvent::Heartbeat(beat) => PeerEvent::Beat(beat),
+            LinkEvent::Starved { by } => PeerEvent::Starved(by),
+            LinkEvent::Alive => continue,
         };
         if to.send(event).is_err() {
             return;
