@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::{MAX_PAGES, Sample, gfn};
+use super::{DIFFERS, MAX_PAGES, Sample, gfn};
 use crate::ids::Epoch;
 use crate::stream::PageBatch;
 use crate::xen::PageHash;
@@ -116,7 +116,7 @@ impl std::fmt::Display for Report {
         let list: Vec<String> = self.differ.iter().map(|gfn| format!("{gfn:#x}")).collect();
         write!(
             f,
-            "the copy differs from the guest at epoch {} in {} of {} audited pages (gfn {})",
+            "{DIFFERS} at epoch {} in {} of {} audited pages (gfn {})",
             self.epoch,
             self.differ.len(),
             self.compared,

@@ -21,6 +21,9 @@ use crate::xen::PageHash;
 /// Pages compared per epoch unless told otherwise.
 pub const PAGES_PER_EPOCH: usize = 16;
 
+/// How a report of a difference begins, in the words that the backup tells the primary why it has no copy any more.
+pub const DIFFERS: &str = "the copy differs from the guest";
+
 /// Most pages in one sample, on either side.
 pub const MAX_PAGES: usize = 64;
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use self::checks::{check_memory, check_names, check_offer};
+use self::checks::{check_autostart, check_memory, check_names, check_offer};
 use super::copy::{Whose, destroy_domain};
 use super::driver::witness::{activate, forfeit};
 use super::error::BackupError;
@@ -15,6 +15,7 @@ use super::machine::State;
 use super::receiver::{ReceiverSource, await_banner};
 use super::record::{IncomingRecord, Phase, RecordStore};
 use crate::gate::GateList;
+use crate::gate::autostart::Xendomains;
 use crate::ids::ProtectionId;
 use crate::link::handshake::Incoming;
 use crate::link::transport::Connection;
@@ -42,6 +43,8 @@ pub struct BackupSettings {
     pub banner_patience: Duration,
     /// How long the receiver may take to end by itself before it is killed.
     pub stop_patience: Duration,
+    /// What boots domains on this host behind our back.
+    pub xendomains: fn() -> Xendomains,
     /// The list of guarded domains, on a host that has one.
     pub gate: Option<GateList>,
 }
@@ -56,6 +59,7 @@ impl Default for BackupSettings {
             hello_patience: Duration::from_secs(10),
             banner_patience: Duration::from_secs(15),
             stop_patience: Duration::from_secs(20),
+            xendomains: Xendomains::default,
             gate: None,
         }
     }
@@ -183,10 +187,14 @@ impl Registry {
             };
             self.records.save(&record)?;
             if let Some(gate) = &self.settings.gate {
-                if let Some(domain) = activated {
-                    self.host.open_vifs(domain.domid).await?;
-                }
-                gate.release(record.uuid).map_err(|error| BackupError::Host(error.to_string()))?;
+                let released = match activated {
+                    Some(domain) => {
+                        self.host.open_vifs(domain.domid).await?;
+                        gate.release(record.uuid)
+                    }
+                    None => gate.release_copy(record.uuid),
+                };
+                released.map_err(|error| BackupError::Host(error.to_string()))?;
             }
             self.events.publish(domain_ref(record.uuid, &record.name, None), kind, detail);
             self.known().records.insert(record.uuid, record.clone());
@@ -365,6 +373,7 @@ impl Registry {
         record: &IncomingRecord,
     ) -> Result<Prepared, Decline> {
         check_offer(offer)?;
+        check_autostart(offer, &(self.settings.xendomains)())?;
         if self.closing.load(Ordering::SeqCst) {
             let text = "remusd on the backup is shutting down; try again when it runs";
             return Err(Decline::Refuse(RefuseCode::ShuttingDown, text.into()));

@@ -98,6 +98,9 @@ pub struct Protect {
     /// As --reprotect, but to this host.
     #[arg(long, value_name = "HOST")]
     pub then: Option<String>,
+    /// If xendomains boots the domain at this host's start: do that in its place, once it is proven that it may run here.
+    #[arg(long)]
+    pub manage_autostart: bool,
     /// Stay until protection ends; Ctrl-C ends it.
     #[arg(long, conflicts_with = "tag")]
     pub foreground: bool,
@@ -131,6 +134,7 @@ impl Protect {
             epoch_budget: self.epoch_budget,
             netbuffer_limit: self.netbuffer_limit,
             no_monitor: self.no_monitor,
+            manage_autostart: self.manage_autostart,
             netbuffer_script: self.netbuffer_script.as_deref().map(program).transpose()?,
             witness: self.witness.clone(),
             then: match &self.then {

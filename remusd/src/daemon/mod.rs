@@ -13,6 +13,7 @@ pub mod privileges;
 pub mod recover;
 pub mod reprotect;
 pub mod resolve;
+mod resync;
 #[cfg(feature = "xen")]
 pub mod run;
 pub mod service;
@@ -23,7 +24,7 @@ pub mod witness;
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
@@ -92,6 +93,8 @@ pub struct Daemon {
     /// Copies of other hosts' guests.
     pub backups: Arc<crate::backup::Registry>,
     monitors: Mutex<HashMap<ProtectionId, JoinHandle<()>>>,
+    /// When each domain was last protected anew after an audit.
+    resynced: std::sync::Mutex<HashMap<ProtectionId, Instant>>,
     /// Protections that are being set up, which takes as long as the peer takes to answer.
     starting: Arc<std::sync::Mutex<HashSet<ProtectionId>>>,
     pairing: OnceLock<Result<Arc<Pairing>, String>>,
@@ -137,6 +140,7 @@ impl Daemon {
             primaries: Mutex::default(),
             backups,
             monitors: Mutex::default(),
+            resynced: std::sync::Mutex::default(),
             starting: Arc::default(),
             pairing: OnceLock::new(),
         }

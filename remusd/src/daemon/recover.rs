@@ -277,6 +277,11 @@ impl Daemon {
             })
             .await;
         }
+        let kept = self.state.autostart(record.uuid).map_err(|error| failed(record, &error.to_string()))?;
+        if !present && !kept.is_empty() {
+            return self.boot(record, domain, why).await;
+        }
+        self.state.put_autostart_back(record.uuid).map_err(|error| failed(record, &error.to_string()))?;
         self.forget(record)?;
         if !present {
             let text = format!("the domain is gone; what was left of its protection was removed ({why})");
@@ -287,6 +292,25 @@ impl Daemon {
         self.log.publish(domain.clone(), EventKind::Recovered, text.clone());
         self.log.publish(domain, EventKind::Unprotected, "the daemon was restarted under it; protect it again");
         self.reprotect_by_policy(record.uuid, &record.name, &record.target, &record.options);
+        Ok(text)
+    }
+
+    /// Boots what xendomains would have booted: this host has been proven to be the owner, and no copy is left anywhere.
+    async fn boot(&self, record: &PrimaryRecord, domain: DomainRef, why: &str) -> Result<String, ApiError> {
+        let created = self.host.toolstack.create(&record.config).await;
+        let domid = created.map_err(|error| failed(record, &error.to_string()))?;
+        self.state.put_autostart_back(record.uuid).map_err(|error| failed(record, &error.to_string()))?;
+        self.forget(record)?;
+        self.monitor(monitor::MonitorRecord {
+            uuid: record.uuid,
+            domid,
+            name: record.name.clone(),
+            config: record.config.clone(),
+        })
+        .await;
+        let text =
+            format!("the guest was booted in place of xendomains, UNPROTECTED ({why}); `remus protect` it again");
+        self.log.publish(DomainRef { domid: Some(domid), ..domain }, EventKind::Recovered, text.clone());
         Ok(text)
     }
 

@@ -82,7 +82,11 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         receivers,
         Arc::new(state.clone()),
         log.clone(),
-        BackupSettings { gate: Some(state.gate()), ..BackupSettings::default() },
+        BackupSettings {
+            gate: Some(state.gate()),
+            xendomains: crate::gate::autostart::Xendomains::of_host,
+            ..BackupSettings::default()
+        },
         state.host()?,
         witnesses.clone(),
     )?;

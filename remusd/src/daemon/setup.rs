@@ -7,9 +7,11 @@ use tokio::sync::mpsc;
 use super::{Daemon, Primary, monitor, resolve};
 use crate::api::{ApiError, ErrorCode};
 use crate::gate::Entry;
+use crate::gate::autostart::{self, Finding, Kept, Xendomains};
 use crate::ids::{Generation, Nonce, ProtectionId, SessionKey};
 use crate::link::tls::Dial;
 use crate::link::{self, LinkError, LinkOptions, PrimaryLink, ProtectOffer, Transport, Welcome};
+use crate::ops::DomainRef;
 use crate::pair::{HostId, KeyringError, Pairing};
 use crate::protect::domain::DomainConfig;
 use crate::protect::driver::{self, Parts};
@@ -142,6 +144,7 @@ impl Daemon {
         }
         let target = settle(target, &self.pairing())?;
         self.check_witness(&target, &options).await?;
+        let autostart = autostart(&Xendomains::of_host(), &domain, options.manage_autostart)?;
         let devices = super::devices::of(&*self.host.store, domid, found.info.guest_type).await?;
         let pause_deadline = std::time::Duration::from_millis(options.pause_deadline_ms);
         let model = super::devices::model(domid, found.info.guest_type, &self.host.store, pause_deadline)
@@ -204,8 +207,10 @@ impl Daemon {
             "protected from here: whoever starts it again must prove that it may",
         );
         let guarded = self.state.gate().guard(&entry).map_err(|error| failed(&error));
-        let kept = guarded.and_then(|()| self.state.put_primary(&record).map_err(|error| failed(&error)));
+        let taken = guarded.and_then(|()| self.take_autostart(domain.uuid, &autostart));
+        let kept = taken.and_then(|()| self.state.put_primary(&record).map_err(|error| failed(&error)));
         if let Err(error) = kept {
+            let _ = self.state.put_autostart_back(domain.uuid);
             let _ = self.state.gate().release(domain.uuid);
             set.teardown(devices::Ending::Release).await;
             peer.control.stop(&crate::protect::machine::StopWhy::Planned).await;
@@ -247,6 +252,7 @@ impl Daemon {
         // Also one that was begun by policy and not by an operator.
         let watched = super::observe::observe(self.clone(), domain.clone(), again_options.clone(), handle.clone());
         tokio::spawn(watched);
+        let resync = (domain.clone(), again_target.clone(), again_options.clone());
         let primary = Primary { domain, target, generation, unsafe_target, witness, handle: handle.clone() };
         self.primaries.lock().await.insert(uuid, primary);
         let again = (again_target, again_options);
@@ -255,7 +261,10 @@ impl Daemon {
         tokio::spawn(async move {
             let outcome = watched.ended().await;
             daemon.after(monitor_record, &watched, &outcome).await;
-            if matches!(outcome, Outcome::Alone(_)) {
+            let differs = matches!(&outcome, Outcome::Alone(text) if text.contains(crate::audit::DIFFERS));
+            if differs {
+                daemon.resync(resync).await;
+            } else if matches!(outcome, Outcome::Alone(_)) {
                 daemon.reprotect_by_policy(uuid, &name, &again.0, &again.1);
             }
         });
@@ -313,6 +322,21 @@ fn next_protection(options: &ProtectOptions) -> Option<String> {
     serde_json::to_string(&Next { target: Target::Host { host, ssh: None }, options }).ok()
 }
 
+/// What xendomains boots of this domain, if that may be taken away; refused otherwise (hazard F4).
+fn autostart(xendomains: &Xendomains, domain: &DomainRef, manage: bool) -> Result<Vec<Kept>, ApiError> {
+    let mut kept = Vec::new();
+    for finding in autostart::findings(xendomains, &domain.name, domain.uuid) {
+        match finding {
+            Finding::Autostart { path } if manage => {
+                let entry = Kept::of(&path).map_err(|error| failed(&format!("{}: {error}", path.display())))?;
+                kept.push(entry);
+            }
+            finding => return Err(ApiError::new(ErrorCode::Conflict, format!("{}: {finding}", domain.name))),
+        }
+    }
+    Ok(kept)
+}
+
 /// Decides how to reach a host, for this protection and its recovery: by TLS if it is paired and nobody asked for ssh.
 fn settle(target: Target, pairing: &Result<Arc<Pairing>, String>) -> Result<Target, ApiError> {
     let paired = |typed: &str| pairing.as_ref().ok().and_then(|pairing| pairing.keyring.find(typed));
@@ -329,6 +353,20 @@ fn settle(target: Target, pairing: &Result<Arc<Pairing>, String>) -> Result<Targ
             }
         }
         other => Ok(other),
+    }
+}
+
+impl Daemon {
+    /// Takes the entries away, once they are kept.
+    fn take_autostart(&self, uuid: ProtectionId, entries: &[Kept]) -> Result<(), ApiError> {
+        if entries.is_empty() {
+            return Ok(());
+        }
+        self.state.keep_autostart(uuid, entries).map_err(|error| failed(&error))?;
+        for entry in entries {
+            entry.remove().map_err(|error| failed(&format!("{}: {error}", entry.path.display())))?;
+        }
+        Ok(())
     }
 }
 
@@ -385,6 +423,22 @@ mod tests {
     use super::*;
     use crate::link::tls::ListenState;
     use crate::pair::{KeyPair, Keyring};
+
+    #[test]
+    fn what_xendomains_boots_is_refused_unless_it_is_ours_to_manage() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Xendomains { auto: Some(dir.path().into()), save: Some(dir.path().join("save")), restore: true };
+        let domain = DomainRef { domid: None, name: "web".into(), uuid: ProtectionId::from_u128(5) };
+        assert_eq!(autostart(&host, &domain, false).unwrap(), []);
+        std::fs::write(dir.path().join("web.cfg"), "name = 'web'").unwrap();
+        let error = autostart(&host, &domain, false).unwrap_err();
+        assert_eq!(error.code, ErrorCode::Conflict);
+        assert!(error.to_string().contains("--manage-autostart"), "{error}");
+        assert_eq!(autostart(&host, &domain, true).unwrap().len(), 1);
+        std::fs::create_dir(dir.path().join("save")).unwrap();
+        std::fs::write(dir.path().join("save/web"), "").unwrap();
+        assert!(autostart(&host, &domain, true).is_err(), "an old image is nobody's to manage");
+    }
 
     #[tokio::test]
     async fn a_paired_host_is_reached_by_tls_unless_ssh_was_asked_for() {

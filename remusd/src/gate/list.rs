@@ -9,6 +9,9 @@ use crate::ids::ProtectionId;
 /// Where the list is below the daemon's state folder. `scripts/vif-remus` has the whole path.
 pub const FOLDER: &str = "gate";
 
+/// Why a backup guards a domain.
+const COPY: &str = "this host holds its copy and has not taken it over";
+
 /// The list cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 #[error("Gate entry {path}: {source}; check that the disk is not full and the folder is writable")]
@@ -98,6 +101,25 @@ impl GateList {
         self.sync()
     }
 
+    /// Guards a domain of which this host receives a copy. A host that was its primary and lost it stays guarded as such.
+    ///
+    /// # Errors
+    /// As [`guard`](Self::guard).
+    pub fn guard_copy(&self, uuid: ProtectionId, name: &str, config: &str) -> Result<(), GateError> {
+        let before = self.entries()?.into_iter().find(|entry| entry.uuid == uuid);
+        let why = before.map_or_else(|| COPY.to_owned(), |entry| entry.why);
+        self.guard(&Entry::of(uuid, name, config, &why))
+    }
+
+    /// The copy is gone and never ran: guards the domain no longer, unless this host had lost it before the copy came.
+    ///
+    /// # Errors
+    /// As [`release`](Self::release).
+    pub fn release_copy(&self, uuid: ProtectionId) -> Result<(), GateError> {
+        let copy = self.entries()?.iter().any(|entry| entry.uuid == uuid && entry.why == COPY);
+        if copy { self.release(uuid) } else { Ok(()) }
+    }
+
     /// Guards it no longer: this host owns it. Fine when it was not guarded. Lifts no seal.
     ///
     /// # Errors
@@ -159,6 +181,24 @@ mod tests {
         list.release(entry.uuid).unwrap();
         list.release(entry.uuid).unwrap();
         assert_eq!(list.entries().unwrap(), []);
+    }
+
+    #[test]
+    fn a_copy_that_comes_and_goes_does_not_make_a_loser_the_owner() {
+        let dir = tempfile::tempdir().unwrap();
+        let list = GateList::new(dir.path());
+        let (lost, other) = (ProtectionId::from_u128(7), ProtectionId::from_u128(8));
+        list.guard(&Entry::of(lost, "g", "{}", "lost to b")).unwrap();
+        for uuid in [lost, other] {
+            list.guard_copy(uuid, "g", "{}").unwrap();
+            list.guard_copy(uuid, "g", "{}").unwrap();
+        }
+        assert_eq!(list.entries().unwrap().len(), 2);
+        for uuid in [lost, other] {
+            list.release_copy(uuid).unwrap();
+        }
+        let left = list.entries().unwrap();
+        assert_eq!((left.len(), left[0].uuid, left[0].why.as_str()), (1, lost, "lost to b"));
     }
 
     #[test]

@@ -117,6 +117,10 @@ pub struct ProtectOptions {
     pub no_monitor: bool,
     /// See [`Then`].
     pub then: Then,
+    /// Take the domain out of xendomains' autostart while it is protected; it is put back when this host owns it, and remusd boots the
+    /// domain in its place (hazard F4).
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub manage_autostart: bool,
     /// UNSAFE: output is not held at all (`xl remus -n`).
     pub no_netbuffer: bool,
     /// UNSAFE: disks that are let pass although they are not replicated: a vdev name, or `all` (`xl remus -d`).
@@ -141,6 +145,7 @@ impl Default for ProtectOptions {
             no_monitor: false,
             witness: None,
             then: Then::default(),
+            manage_autostart: false,
             no_netbuffer: false,
             unsafe_disks: Vec::new(),
         }

@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::gate::GateList;
+use crate::gate::autostart::Kept;
 use crate::ids::{DomId, Generation, Nonce, ProtectionId};
 use crate::protect::options::{ProtectOptions, Target};
 
@@ -101,6 +102,36 @@ impl StateDir {
             fs::create_dir_all(&path).map_err(|source| StateError::Io { path, source })?;
         }
         Ok(Self { root })
+    }
+
+    /// Keeps what xendomains would have booted, while the domain is protected. Replaces what was kept.
+    ///
+    /// # Errors
+    /// [`StateError::Io`].
+    pub fn keep_autostart(&self, uuid: ProtectionId, kept: &[Kept]) -> Result<(), StateError> {
+        let folder = self.root.join("autostart");
+        fs::create_dir_all(&folder).map_err(io(&folder))?;
+        put(&folder.join(format!("{uuid}.json")), &kept)
+    }
+
+    /// What is kept of this domain; nothing if there is nothing.
+    ///
+    /// # Errors
+    /// [`StateError`].
+    pub fn autostart(&self, uuid: ProtectionId) -> Result<Vec<Kept>, StateError> {
+        let path = self.root.join("autostart").join(format!("{uuid}.json"));
+        if path.exists() { get(&path) } else { Ok(Vec::new()) }
+    }
+
+    /// Puts what is kept back where it was: this host owns the domain. Fine when there is nothing.
+    ///
+    /// # Errors
+    /// [`StateError`]; it is still kept then.
+    pub fn put_autostart_back(&self, uuid: ProtectionId) -> Result<(), StateError> {
+        for kept in self.autostart(uuid)? {
+            kept.put_back().map_err(io(&kept.path))?;
+        }
+        remove(&self.root.join("autostart").join(format!("{uuid}.json")))
     }
 
     /// The list of guarded domains in this folder.
@@ -282,6 +313,23 @@ mod tests {
         state.remove_primary(record().uuid).unwrap();
         state.remove_primary(record().uuid).unwrap();
         assert!(state.primaries().0.is_empty());
+    }
+
+    #[test]
+    fn an_autostart_entry_is_kept_and_put_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path().join("state")).unwrap();
+        let (uuid, path) = (ProtectionId::from_u128(5), dir.path().join("web"));
+        assert_eq!(state.autostart(uuid).unwrap(), []);
+        fs::write(&path, "name='web'").unwrap();
+        let kept = Kept::of(&path).unwrap();
+        state.keep_autostart(uuid, std::slice::from_ref(&kept)).unwrap();
+        kept.remove().unwrap();
+        assert_eq!(state.autostart(uuid).unwrap(), [kept]);
+        state.put_autostart_back(uuid).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "name='web'");
+        assert_eq!(state.autostart(uuid).unwrap(), []);
+        state.put_autostart_back(uuid).unwrap();
     }
 
     #[test]

@@ -17,11 +17,12 @@ mod main_xl_remus;
 mod report;
 mod runner;
 mod safety_frozen;
+mod safety_lost_host;
 mod safety_partitions;
 mod safety_soak;
 mod safety_switchover;
-mod safety_witness;
 mod safety_vif_gate;
+mod safety_witness;
 
 use std::path::Path;
 
@@ -83,6 +84,7 @@ pub const SCENARIOS: &[Scenario] = &[
     safety_switchover::ALONE,
     safety_soak::SOAK,
     safety_vif_gate::GATE,
+    safety_lost_host::RETURNS,
 ];
 
 /// Scenarios that are written but that no run has shown to pass yet: skipped, and counted as such, unless `XEN_TEST_UNSHOWN` is set.

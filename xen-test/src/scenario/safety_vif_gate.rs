@@ -92,11 +92,15 @@ fn create(host: &Host, spec: &GuestSpec) -> Result<()> {
 /// Waits until the guest has tried to talk, and fails if anybody has heard it since the last time.
 fn silent(ctx: &Ctx<'_>, host: &Host, sniffer: &Sniffer, when: &str, kinds: &[&str]) -> Result<()> {
     let heard = sniffer.capture().frames.len();
-    let status = host.sh("remus gate status")?;
     let domid = host.sh("xl domid guest")?;
     for kind in kinds {
         let vif = format!("vif{domid}.0{}", if *kind == "tap" { "-emu" } else { "" });
-        ensure!(status.contains(&format!("{vif} is sealed")), "{when}: {vif} is not sealed: {status}");
+        // The domain is there before its interfaces are.
+        wait_until(PATIENCE, &format!("{when}: {vif} is sealed"), || {
+            let status = host.sh("remus gate status")?;
+            ensure!(!status.contains(&format!("{vif} is open")), "{when}: {status}");
+            Ok(status.contains(&format!("{vif} is sealed")).then_some(()))
+        })?;
     }
     let dropped = wait_until(PATIENCE, &format!("the guest tries to talk {when}"), || {
         let text = host.sh(&format!("tc -s filter show dev vif{domid}.0 ingress pref 1"))?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{Driver, Input};
-use crate::gate::{self, Entry};
+use crate::gate;
 use crate::ops::EventKind;
 use crate::stream::handshake::GO;
 
@@ -14,9 +14,7 @@ impl Driver {
     /// Guards the domain on this host; returns its configuration with the gate in front of its vif scripts.
     pub(super) fn close_gate(&self, config: &str) -> Result<String, String> {
         let Some(list) = &self.settings.gate else { return Ok(config.to_owned()) };
-        let entry =
-            Entry::of(self.whose.uuid, &self.whose.name, config, "this host holds its copy and has not taken it over");
-        list.guard(&entry).map_err(|error| error.to_string())?;
+        list.guard_copy(self.whose.uuid, &self.whose.name, config).map_err(|error| error.to_string())?;
         Ok(gate::config::with_gate(config, Path::exists))
     }
 
@@ -51,7 +49,7 @@ impl Driver {
     /// Nothing is left of the copy here, and nothing that would start it.
     pub(super) fn forget_gate(&self) {
         if let Some(list) = &self.settings.gate
-            && let Err(error) = list.release(self.whose.uuid)
+            && let Err(error) = list.release_copy(self.whose.uuid)
         {
             tracing::error!(domain = self.whose.name, "{error}");
         }

@@ -3,6 +3,7 @@
 use super::Decline;
 use crate::backup::host::IncomingDomain;
 use crate::backup::incoming::incoming_name;
+use crate::gate::autostart::{self, Finding, Xendomains};
 use crate::link::{ProtectOffer, RefuseCode};
 use crate::stream::handshake::INCOMING_SUFFIX;
 
@@ -19,6 +20,21 @@ pub(super) fn check_offer(offer: &ProtectOffer) -> Result<(), Decline> {
         return refuse(format!("a detection time of {} ms is too short; 100 ms is the least", offer.detection_ms));
     }
     Ok(())
+}
+
+/// Nothing may start the domain on this host behind our back (hazard F4).
+pub(super) fn check_autostart(offer: &ProtectOffer, xendomains: &Xendomains) -> Result<(), Decline> {
+    match autostart::findings(xendomains, &offer.domain, offer.protection).first() {
+        None => Ok(()),
+        Some(Finding::Autostart { path } | Finding::SavedImage { path }) => Err(Decline::Refuse(
+            RefuseCode::Host,
+            format!(
+                "xendomains on this host would start {} from {}, beside the guest: remove that here",
+                offer.domain,
+                path.display()
+            ),
+        )),
+    }
 }
 
 pub(super) fn check_names(offer: &ProtectOffer, domains: &[IncomingDomain]) -> Result<(), Decline> {

@@ -3,6 +3,7 @@
 mod failover;
 mod failures;
 mod fake;
+mod gates;
 mod offers;
 mod parties;
 mod witness;
@@ -32,6 +33,8 @@ struct Backup {
     records: Arc<MemoryRecords>,
     events: Arc<EventLog>,
     witnesses: fake::Witnesses,
+    gate: crate::gate::GateList,
+    _state: tempfile::TempDir,
 }
 
 impl Backup {
@@ -49,7 +52,10 @@ impl Backup {
         let records = Arc::new(records);
         let events = Arc::new(EventLog::default());
         let me = witnesses.state.host().unwrap();
+        let state = tempfile::tempdir().unwrap();
+        let gate = crate::gate::GateList::new(state.path());
         let settings = BackupSettings {
+            gate: Some(gate.clone()),
             staging_limit: 1 << 20,
             stop_patience: Duration::from_millis(300),
             banner_patience: Duration::from_millis(300),
@@ -65,7 +71,7 @@ impl Backup {
             Arc::new(witnesses.clone()),
         )
         .unwrap();
-        Self { registry, host, receivers, records, events, witnesses }
+        Self { registry, host, receivers, records, events, witnesses, gate, _state: state }
     }
 
     fn handle(&self) -> IncomingHandle {
@@ -227,7 +233,10 @@ impl Primary {
         let next = async {
             loop {
                 match self.events.next().await.expect("an event after the last one") {
-                    LinkEvent::Heartbeat(_) | LinkEvent::Suspect { .. } | LinkEvent::Alive => {}
+                    LinkEvent::Heartbeat(_)
+                    | LinkEvent::Suspect { .. }
+                    | LinkEvent::Alive
+                    | LinkEvent::Starved { .. } => {}
                     event => return event,
                 }
             }

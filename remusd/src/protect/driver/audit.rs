@@ -10,8 +10,11 @@ use super::Driver;
 use crate::audit::{Chooser, Held, PAGES_PER_EPOCH, Sample};
 use crate::ids::{Epoch, Nonce};
 
-/// Longest wait for the reading once the engine has copied: the guest stands still. What was read after its resume would be worthless.
-const PATIENCE: Duration = Duration::from_millis(5);
+/// Longest wait for the reading once the engine has copied, as a part of the pause deadline: the guest stands still. What was read after
+/// its resume would be worthless.
+const PATIENCE: u32 = 100;
+/// Not less than this: 32 pages take some hundred microseconds on hardware.
+const LEAST: Duration = Duration::from_millis(5);
 
 /// What the audit of one protection is made of.
 pub(super) struct Audit {
@@ -64,7 +67,8 @@ impl Driver {
     /// The guest is about to be let go: takes what was read.
     pub(super) async fn end_audit(&mut self) {
         if let Some(reading) = self.audit.reading.take() {
-            match tokio::time::timeout(PATIENCE, reading).await {
+            let patience = Duration::from_millis(self.parts.options.pause_deadline_ms) / PATIENCE;
+            match tokio::time::timeout(patience.max(LEAST), reading).await {
                 Ok(read) => self.current.audit = read.ok().flatten(),
                 Err(_) => tracing::debug!(epoch = self.current.epoch.0, "the audit came too late for this epoch"),
             }

@@ -31,6 +31,9 @@ impl Driver {
             if let Err(error) = self.parts.state.gate().release(self.parts.domain.uuid) {
                 complaints.push(error.to_string());
             }
+            if let Err(error) = self.parts.state.put_autostart_back(self.parts.domain.uuid) {
+                complaints.push(error.to_string());
+            }
             // An interface that was made anew under protection was sealed; its owner opens it.
             for vif in &self.parts.record.vifs {
                 match devices::netbuffer::unseal(vif).await {

@@ -30,6 +30,8 @@ pub(super) struct FakeHost {
     pub free_kib: Mutex<Option<u64>>,
     pub broken: Mutex<bool>,
     pub carrier: Mutex<Option<bool>>,
+    /// The names that domains had when their interfaces were opened.
+    pub opened: Mutex<Vec<String>>,
 }
 
 impl FakeHost {
@@ -74,6 +76,11 @@ impl FakeHost {
     }
 }
 
+/// The hash of a page of this fill.
+pub(super) fn hash(fill: u8) -> crate::xen::PageHash {
+    crate::xen::pages::hash(&[fill; crate::stream::PAGE_SIZE])
+}
+
 #[async_trait]
 impl BackupHost for FakeHost {
     async fn domains(&self) -> Result<Vec<IncomingDomain>, BackupError> {
@@ -93,6 +100,22 @@ impl BackupHost for FakeHost {
 
     fn has_carrier(&self, _: &str) -> Option<bool> {
         *self.carrier.lock().unwrap()
+    }
+
+    async fn page_hashes(
+        &self,
+        domid: DomId,
+        gfns: Vec<u64>,
+    ) -> Result<Vec<Option<crate::xen::PageHash>>, BackupError> {
+        let read =
+            self.with(domid, |guest| gfns.iter().map(|gfn| guest.memory.get(gfn).map(|fill| hash(*fill))).collect());
+        read.map_err(|error| BackupError::Host(error.to_string()))
+    }
+
+    async fn open_vifs(&self, domid: DomId) -> Result<(), BackupError> {
+        let name = self.with(domid, |guest| guest.domain.name.clone().unwrap_or_default());
+        self.opened.lock().unwrap().push(name.map_err(|error| BackupError::Host(error.to_string()))?);
+        Ok(())
     }
 
     async fn destroy(&self, domid: DomId) -> Result<(), BackupError> {
