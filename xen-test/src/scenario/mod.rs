@@ -99,6 +99,8 @@ pub const UNSHOWN: &[&str] = &[
     "safety-switchover",
     "safety-switchover-no-witness",
     "safety-soak",
+    "safety-vif-gate",
+    "safety-lost-host-returns",
 ];
 
 /// What a scenario works with.
