@@ -119,7 +119,6 @@ pub struct ProtectOptions {
     pub then: Then,
     /// Take the domain out of xendomains' autostart while it is protected; it is put back when this host owns it, and remusd boots the
     /// domain in its place (hazard F4).
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub manage_autostart: bool,
     /// UNSAFE: output is not held at all (`xl remus -n`).
     pub no_netbuffer: bool,
