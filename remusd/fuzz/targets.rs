@@ -20,8 +20,11 @@ use remusd::stream::libxc::{self, LibxcParser};
 use remusd::stream::{Chunked, Pull, SessionParser, libxl, save_file};
 use remusd::witness::record::Record;
 
+/// Feeds one input to a parser; a panic is what fuzzing looks for.
+pub type Target = fn(&[u8]);
+
 /// All of them, by name.
-pub const ALL: &[(&str, fn(&[u8]))] = &[
+pub const ALL: &[(&str, Target)] = &[
     ("frames", frames),
     ("streams", streams),
     ("xenstore", xenstore),

@@ -119,6 +119,7 @@ impl LinkEnd {
                 since_resume_ms: 0,
                 wall_clock_ms: world.wall_clock(self.host),
                 late: false,
+                heard_ms: u32::try_from(self.detector.silence(now).as_millis()).unwrap_or(u32::MAX),
             };
             self.control(world, &Frame::Heartbeat(beat));
         }

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use remusd::ops::EventKind;
 
 use super::{Ctx, Scenario};
-use crate::host::Host;
+use crate::host::{Host, Snapshot};
 use crate::protection::{PATIENCE, Protected, events, fail_over, start_daemon, wait_epochs};
 use crate::wait::wait_until;
 
@@ -15,6 +15,7 @@ pub(super) const RETURNS: Scenario = Scenario {
     name: "safety-lost-host-returns",
     about: "the primary loses power, the backup takes over, the old host boots and starts its guest: nobody ever sees it",
     hosts: 2,
+    start: Snapshot::Guest,
     run,
 };
 

@@ -8,7 +8,7 @@ use xen_test_guest::xl::{GuestSpec, Kind};
 
 use super::{Ctx, Scenario};
 use crate::client::{Control, Sniffer};
-use crate::host::Host;
+use crate::host::{Host, Snapshot};
 use crate::protection::{Guest, PATIENCE, at};
 use crate::wait::wait_until;
 
@@ -16,6 +16,7 @@ pub(super) const GATE: Scenario = Scenario {
     name: "safety-vif-gate",
     about: "without any daemon: guarded guests come up sealed at create and reboot, PVH and HVM, until the operator opens them",
     hosts: 1,
+    start: Snapshot::Ready,
     run,
 };
 

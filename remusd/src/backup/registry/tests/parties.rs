@@ -29,7 +29,7 @@ async fn query(
     crate::link::handshake::query(Connection::new(ours), "backup", key(0), protection, &options()).await
 }
 
-fn is_refused<T>(result: Result<T, LinkError>) -> bool {
+fn is_refused<T>(result: &Result<T, LinkError>) -> bool {
     matches!(result, Err(LinkError::Refused { code: RefuseCode::NotParty, .. }))
 }
 
@@ -43,11 +43,11 @@ async fn another_peer_neither_replaces_nor_sees_a_copy() {
     let before = backup.handle().status().key;
 
     // As itself, and in the owner's name.
-    assert!(is_refused(connect(&backup, host(2), 99, offer()).await));
+    assert!(is_refused(&connect(&backup, host(2), 99, offer()).await));
     assert!(is_refused(
-        connect(&backup, host(2), 99, ProtectOffer { host_id: uuid::Uuid::from_u128(1), ..offer() }).await
+        &connect(&backup, host(2), 99, ProtectOffer { host_id: uuid::Uuid::from_u128(1), ..offer() }).await
     ));
-    assert!(is_refused(query(&backup, host(2), Some(UUID)).await));
+    assert!(is_refused(&query(&backup, host(2), Some(UUID)).await));
     assert_eq!(query(&backup, host(2), None).await.unwrap(), []);
     assert_eq!(backup.handle().status().key, before, "the copy is as it was");
     owner.epoch(true).await.unwrap();
@@ -65,8 +65,8 @@ async fn another_peer_neither_replaces_nor_sees_a_copy() {
 async fn a_copy_that_came_by_ssh_is_not_a_peers_to_take() {
     let backup = Backup::new();
     let _owner = Primary::armed(&backup).await;
-    assert!(is_refused(connect(&backup, host(1), 99, offer()).await));
-    assert!(is_refused(query(&backup, host(1), Some(UUID)).await));
+    assert!(is_refused(&connect(&backup, host(1), 99, offer()).await));
+    assert!(is_refused(&query(&backup, host(1), Some(UUID)).await));
 }
 
 #[tokio::test]
@@ -77,7 +77,7 @@ async fn where_nothing_is_left_anybody_may_begin() {
     owner.sender.stop(StopReason::Planned).unwrap();
     backup.reaches(State::Discarded).await;
     // A former owner's answer is still nobody else's.
-    assert!(is_refused(query(&backup, host(2), Some(UUID)).await));
+    assert!(is_refused(&query(&backup, host(2), Some(UUID)).await));
     connect(&backup, host(2), 2, offer()).await.unwrap();
-    assert!(is_refused(connect(&backup, host(1), 3, offer()).await));
+    assert!(is_refused(&connect(&backup, host(1), 3, offer()).await));
 }
