@@ -1,8 +1,7 @@
 //! One or two nested hosts with their networks: what scenarios run on.
 
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -10,6 +9,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use crate::host::{Agent, Host, Machine, MachineOptions, Snapshot};
 use crate::net::{Links, NetNs, Party};
 use crate::run::{Record, RunDir, start_time};
+use crate::witness::Etcd;
 use crate::{image, progress};
 
 /// What to boot.
@@ -32,7 +32,8 @@ pub struct Pair {
     netns: Arc<NetNs>,
     image: image::Image,
     record: Record,
-    guest_runs: AtomicBool,
+    untouched: Mutex<Option<Snapshot>>,
+    witness: Mutex<Option<Etcd>>,
     run: RunDir,
 }
 
@@ -69,7 +70,8 @@ impl Pair {
                 Machine::new(name, options.machine.clone(), image.clone(), netns.clone(), run.path(), run.logs())?;
             hosts.push(Host::new(name, machine, Agent::of(name, Some(netns.clone()))?));
         }
-        let pair = Self { hosts, links, netns, image, record, guest_runs: AtomicBool::new(false), run };
+        let pair =
+            Self { hosts, links, netns, image, record, untouched: Mutex::default(), witness: Mutex::default(), run };
         let start = Instant::now();
         progress!("starting {} host(s); consoles in {}", names.len(), pair.logs().display());
         pair.each(Host::start)?;
@@ -83,14 +85,23 @@ impl Pair {
     }
 
     /// Takes snapshots that [`Pair::reset`] goes back to.
+    ///
+    /// All hosts are paused before the first is saved: what they hold of each other fits. Frames between them are lost, which their
+    /// TCP makes good.
     pub fn snapshot(&self, snapshot: Snapshot) -> Result<()> {
+        self.snapshot_with(snapshot, || Ok(()))
+    }
+
+    /// As [`Pair::snapshot`], and keeps what is outside the hosts while they stand still.
+    fn snapshot_with(&self, snapshot: Snapshot, keep: impl FnOnce() -> Result<()>) -> Result<()> {
         let start = Instant::now();
-        self.each(|host| {
-            // Guests and pushed files are in the page cache: the disk has to be whole by itself
-            // for a later boot from it.
-            host.sh("sync")?;
-            host.machine().save(snapshot)
-        })?;
+        // Guests and pushed files are in the page cache: the disk has to be whole by itself for a
+        // later boot from it.
+        self.each(|host| host.sh("sync").map(drop))?;
+        self.each(|host| host.machine().pause())?;
+        keep()?;
+        self.each(|host| host.machine().save(snapshot))?;
+        self.each(|host| host.machine().go())?;
         progress!("snapshots '{}' taken in {:.1} s", snapshot.name(), start.elapsed().as_secs_f32());
         Ok(())
     }
@@ -148,9 +159,34 @@ impl Pair {
     /// thawed, memory and disks as in the snapshot, clocks right. What was pushed since is gone.
     pub fn reset(&self, to: Snapshot) -> Result<()> {
         self.links.join_all()?;
-        self.each(|host| host.reset(to))?;
-        self.guest_runs.store(to == Snapshot::Guest, Ordering::Release);
+        // Powered off before their witness changes under them, and on only when it is there.
+        self.each(|host| {
+            host.power_off();
+            Ok(())
+        })?;
+        *self.lock(&self.witness) = None;
+        self.each(|host| host.load(to))?;
+        if to == Snapshot::Armed {
+            let etcd = Etcd::start_as_kept(self)?;
+            *self.lock(&self.witness) = Some(etcd);
+        }
+        self.each(|host| host.machine().go())?;
+        self.each(Host::wake)?;
+        *self.lock(&self.untouched) = Some(to);
         Ok(())
+    }
+
+    /// Makes sure that there is a snapshot to reset to; makes it, and those before it, if need be. Leaves the pair in any state.
+    pub fn ensure(&self, snapshot: Snapshot) -> Result<()> {
+        if self.has(snapshot) {
+            return Ok(());
+        }
+        let before = snapshot.before().context("booted hosts without their first snapshot")?;
+        self.ensure(before)?;
+        self.reset(before)?;
+        let witness =
+            crate::protection::make(self, snapshot).with_context(|| format!("making '{}'", snapshot.name()))?;
+        self.snapshot_with(snapshot, || witness.map_or(Ok(()), |mut etcd| etcd.keep().map(drop)))
     }
 
     /// Whether all hosts have this snapshot.
@@ -158,9 +194,23 @@ impl Pair {
         self.hosts.iter().all(|host| host.machine().has(snapshot))
     }
 
-    /// Says whether the first guest is still there as [`Snapshot::Guest`] has it, and takes note that somebody uses it.
-    pub fn take_guest(&self) -> bool {
-        self.guest_runs.swap(false, Ordering::AcqRel)
+    /// The snapshot that the pair is still as after a reset, and takes note that somebody uses it.
+    pub fn take(&self) -> Option<Snapshot> {
+        self.lock(&self.untouched).take()
+    }
+
+    /// Whether the pair is as in this snapshot.
+    pub fn is(&self, snapshot: Snapshot) -> bool {
+        *self.lock(&self.untouched) == Some(snapshot)
+    }
+
+    /// The witness of [`Snapshot::Armed`], which runs since the reset. Once.
+    pub fn take_witness(&self) -> Option<Etcd> {
+        self.lock(&self.witness).take()
+    }
+
+    fn lock<'m, T>(&self, mutex: &'m Mutex<T>) -> MutexGuard<'m, T> {
+        mutex.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Does something with all hosts at once; waits for all; the first error is the result.

@@ -32,13 +32,29 @@ pub struct Etcd {
 impl Etcd {
     /// Starts it, empty, and waits until it answers.
     pub fn start(pair: &Pair) -> Result<Self> {
-        let dir = pair.run_dir().join("etcd");
-        if dir.exists() {
-            std::fs::remove_dir_all(&dir)?;
+        let mut etcd = Self::of(pair);
+        if etcd.dir.exists() {
+            std::fs::remove_dir_all(&etcd.dir)?;
         }
-        let mut etcd = Self { netns: pair.client_ns().clone(), dir, log: pair.logs().join("etcd.log"), process: None };
         etcd.run()?;
         Ok(etcd)
+    }
+
+    /// Starts it on the data that were kept with [`crate::host::Snapshot::Armed`].
+    pub fn start_as_kept(pair: &Pair) -> Result<Self> {
+        let mut etcd = Self::of(pair);
+        copy(&etcd.kept(), &etcd.dir)?;
+        etcd.run()?;
+        Ok(etcd)
+    }
+
+    fn of(pair: &Pair) -> Self {
+        let dir = pair.run_dir().join("etcd");
+        Self { netns: pair.client_ns().clone(), dir, log: pair.logs().join("etcd.log"), process: None }
+    }
+
+    fn kept(&self) -> PathBuf {
+        self.dir.with_extension("kept")
     }
 
     /// What `--witness` is given.
@@ -78,7 +94,7 @@ impl Etcd {
     /// Keeps a copy of the data as they are now. It is stopped meanwhile.
     pub fn keep(&mut self) -> Result<PathBuf> {
         self.stop();
-        let kept = self.dir.with_extension("kept");
+        let kept = self.kept();
         copy(&self.dir, &kept)?;
         self.run()?;
         Ok(kept)

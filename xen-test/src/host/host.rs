@@ -83,8 +83,21 @@ impl Host {
 
     /// Puts the host back to a snapshot, whatever state it is in, with the right time.
     pub fn reset(&self, to: Snapshot) -> Result<()> {
+        self.load(to)?;
+        self.machine().go()?;
+        self.wake()
+    }
+
+    /// First half of [`Host::reset`]: as in the snapshot, but standing still.
+    pub fn load(&self, from: Snapshot) -> Result<()> {
         self.power_off();
-        self.machine().power_on(Some(to))?;
+        let mut machine = self.machine();
+        machine.power_on(Some(from))?;
+        machine.wait_loaded()
+    }
+
+    /// Last half of [`Host::reset`]: waits until the dom0 answers and puts its clock right.
+    pub fn wake(&self) -> Result<()> {
         self.wait_ready()?;
         self.agent.wake()
     }

@@ -5,13 +5,14 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 
 use super::qmp::Qmp;
 use crate::image::{Image, short_hash};
 use crate::net::NetNs;
 use crate::run::{Child, start_time};
+use crate::wait::wait_until;
 
 /// A state of the machine that a reset goes back to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +21,10 @@ pub enum Snapshot {
     Ready,
     /// As [`Snapshot::Ready`], with the daemons started and a PVH guest running on host a.
     Guest,
+    /// As [`Snapshot::Guest`], with the guest writing to its memory and protected towards host b, no witness, all else by default.
+    Protected,
+    /// As [`Snapshot::Protected`], with an etcd beside the client as the witness.
+    Armed,
 }
 
 impl Snapshot {
@@ -28,6 +33,17 @@ impl Snapshot {
         match self {
             Self::Ready => "ready",
             Self::Guest => "guest",
+            Self::Protected => "protected",
+            Self::Armed => "armed",
+        }
+    }
+
+    /// What it is made from.
+    pub fn before(self) -> Option<Self> {
+        match self {
+            Self::Ready => None,
+            Self::Guest => Some(Self::Ready),
+            Self::Protected | Self::Armed => Some(Self::Guest),
         }
     }
 }
@@ -174,7 +190,8 @@ impl Machine {
     }
 
     /// Powers the machine on: from a snapshot if one is given, else a boot from its disk as it
-    /// was left. Returns as soon as QEMU runs.
+    /// was left. Returns as soon as QEMU runs. From a snapshot the machine stands still until
+    /// [`Machine::go`].
     ///
     /// A snapshot is only ever loaded into a new process: `loadvm` in a living one cannot turn the
     /// time stamp counter back (QEMU keeps it from decreasing), Xen then finds it far ahead of its
@@ -190,7 +207,7 @@ impl Machine {
         let mut command = Child::command("qemu-system-x86_64");
         self.arguments(&mut command)?;
         if let Some(snapshot) = from {
-            command.args(["-loadvm", snapshot.name()]);
+            command.args(["-S", "-loadvm", snapshot.name()]);
         }
         let _ = std::fs::remove_file(self.monitor());
         let errors = std::fs::File::options()
@@ -284,12 +301,36 @@ impl Machine {
         self.boots
     }
 
+    /// Stops the virtual CPUs and clocks; its own clocks will not see the gap.
+    pub fn pause(&self) -> Result<()> {
+        self.monitored("stop")
+    }
+
+    /// Lets a [paused](Machine::pause) machine, or one started from a snapshot, run.
+    pub fn go(&self) -> Result<()> {
+        self.monitored("cont")
+    }
+
+    /// Waits until QEMU has loaded what it was started from.
+    pub fn wait_loaded(&mut self) -> Result<()> {
+        wait_until(QMP_LIMIT, &format!("QEMU of host {} has loaded its snapshot", self.name), || {
+            ensure!(self.is_on()?, "QEMU of host {} ended: see {}-qemu.log", self.name, self.name);
+            // The socket is there before the snapshot is loaded, but nobody answers yet.
+            Ok(self.monitor().exists().then_some(()))
+        })?;
+        self.monitored("query-status")
+    }
+
+    fn monitored(&self, command: &str) -> Result<()> {
+        Qmp::connect(&self.monitor(), QMP_LIMIT)?.call(command, &serde_json::json!({})).map(drop)
+    }
+
     /// Whether there is this snapshot to go back to.
     pub fn has(&self, snapshot: Snapshot) -> bool {
         self.snapshots.contains(&snapshot)
     }
 
-    /// Takes a snapshot that resets go back to. The host stands still meanwhile (seconds).
+    /// Takes a snapshot that resets go back to. The host stands still meanwhile (seconds), and afterwards if it did before.
     pub fn save(&mut self, snapshot: Snapshot) -> Result<()> {
         Qmp::connect(&self.monitor(), QMP_LIMIT)?.human(&format!("savevm {}", snapshot.name()))?;
         self.snapshots.push(snapshot);

@@ -6,9 +6,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use remusd::witness::{Record, RecordState};
 
-use super::{PATIENCE, Protected, no_copy, protect, wait_epochs};
+use super::{Guest, PATIENCE, Protected, no_copy, protect, wait_epochs};
 use crate::client::{Speakers, Turn};
-use crate::host::Host;
+use crate::host::{Host, Snapshot};
 use crate::net::Party;
 use crate::pair::Pair;
 use crate::wait::wait_until;
@@ -25,13 +25,22 @@ pub struct Arena<'p> {
 }
 
 impl<'p> Arena<'p> {
-    /// Starts witness and daemons, makes the guest on host a, protects it and waits for a few armed epochs.
+    /// A witness, and a guest protected with it, after a few armed epochs. From [`Snapshot::Armed`] they are those that are there.
     pub fn start(pair: &'p Pair, more: &str) -> Result<Self> {
-        let etcd = Etcd::start(pair)?;
-        let protected = Protected::make(pair)?;
+        let there = more.is_empty() && pair.is(Snapshot::Armed);
+        let (etcd, protected) = if there {
+            pair.take();
+            let guest = Guest::of_snapshot(pair)?;
+            let client = guest.counter(20.0)?;
+            (pair.take_witness().context("the snapshot's witness has been taken")?, Protected { guest, client })
+        } else {
+            (Etcd::start(pair)?, Protected::make(pair)?)
+        };
         let mac = protected.guest.mac();
         let speakers = pair.client_ns().call(move || Speakers::start(mac))??;
-        protect(pair.a(), "guest", &format!("--witness {} {more}", Etcd::url()))?;
+        if !there {
+            protect(pair.a(), "guest", &format!("--witness {} {more}", Etcd::url()))?;
+        }
         wait_epochs(pair.a(), "guest", 3)?;
         let arena = Self { pair, protected, etcd, speakers };
         let record = arena.record()?;

@@ -3,13 +3,13 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use xen_test_guest::protocol::{DirtySpec, Hello, Ports, Rate};
 use xen_test_guest::xl::{GuestSpec, Kind};
 
 use super::{PATIENCE, at};
 use crate::client::{Control, CounterClient};
-use crate::host::Host;
+use crate::host::{Host, Snapshot};
 use crate::pair::Pair;
 
 /// A running test guest, reached over the network from the client's namespace.
@@ -27,16 +27,24 @@ impl<'p> Guest<'p> {
     ///
     /// If the pair was reset to a running guest of this kind, it is that one.
     pub fn create(pair: &'p Pair, host: &Host, spec: GuestSpec) -> Result<Self> {
-        if host.name() == "a" && spec == GuestSpec::new(Kind::Pvh) && pair.take_guest() {
-            return Self::meet(pair, spec);
+        match pair.take() {
+            Some(Snapshot::Guest) if host.name() == "a" && spec == GuestSpec::new(Kind::Pvh) => {
+                return Self::meet(pair, spec);
+            }
+            None | Some(Snapshot::Ready) => {}
+            Some(other) => bail!(
+                "the pair was reset to '{}', which has a guest that is not the one wanted: the scenario has to start from 'ready'",
+                other.name()
+            ),
         }
-        ensure!(
-            spec.name != GuestSpec::new(Kind::Pvh).name || !pair.take_guest(),
-            "the pair was reset to a running guest that is not the one wanted: the scenario has to start from Snapshot::Ready"
-        );
         let output = host.run(&spec.create_command())?;
         ensure!(output.ok(), "{}: {}{}", spec.create_command(), output.stdout, output.stderr);
         Self::meet(pair, spec)
+    }
+
+    /// The guest that the snapshots have.
+    pub fn of_snapshot(pair: &'p Pair) -> Result<Self> {
+        Self::meet(pair, GuestSpec::new(Kind::Pvh))
     }
 
     fn meet(pair: &'p Pair, spec: GuestSpec) -> Result<Self> {

@@ -10,13 +10,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use remusd::api::{Role, StatusRow};
 use remusd::ops::{Event, EventKind};
+use xen_test_guest::xl::{GuestSpec, Kind};
 
 pub use arena::Arena;
 pub use guest::Guest;
 
-use crate::host::Host;
+use crate::host::{Host, Snapshot};
 use crate::pair::Pair;
 use crate::wait::wait_until;
+use crate::witness::Etcd;
 
 /// Emulated hosts are slow and share two cores with everything else: what takes milliseconds on hardware takes seconds here. The
 /// detection time is what the figures of a run have to be read against.
@@ -34,10 +36,20 @@ pub fn slow_host_options() -> String {
     )
 }
 
-/// What [`crate::host::Snapshot::Guest`] has: daemons, and a PVH guest on host a that answers.
-pub fn first_guest(pair: &Pair) -> Result<()> {
-    start_daemons(pair)?;
-    Guest::create(pair, pair.a(), xen_test_guest::xl::GuestSpec::new(xen_test_guest::xl::Kind::Pvh)).map(drop)
+/// Makes what a snapshot has more than the one before it. The pair was reset to that one.
+///
+/// The witness, if the snapshot has one, is returned running.
+pub fn make(pair: &Pair, snapshot: Snapshot) -> Result<Option<Etcd>> {
+    match snapshot {
+        Snapshot::Ready => bail!("booted hosts are not made by remusd"),
+        Snapshot::Guest => {
+            start_daemons(pair)?;
+            Guest::create(pair, pair.a(), GuestSpec::new(Kind::Pvh))?;
+            Ok(None)
+        }
+        Snapshot::Protected => Protected::start(pair, "").map(|_| None),
+        Snapshot::Armed => Arena::start(pair, "").map(|arena| Some(arena.etcd)),
+    }
 }
 
 /// Starts the daemon of a host, unless it answers already, and waits until it answers; and a plain TCP port that leads to its link socket.
@@ -47,7 +59,7 @@ pub fn start_daemon(host: &Host) -> Result<()> {
     if host.run("remus status")?.ok() {
         return Ok(());
     }
-    host.sh("mkdir -p /var/log/remus; REMUSD_LOG=debug,xenctrl=warn,xenstore_rs=warn setsid remusd \
+    host.sh("mkdir -p /var/log/remus; REMUSD_LOG=warn,remusd=debug,devices=debug setsid remusd \
              >>/var/log/remus/remusd.log 2>&1 </dev/null &")?;
     wait_until(PATIENCE, &format!("remusd answers on host {}", host.name()), || {
         Ok(host.run("remus status")?.ok().then_some(()))
@@ -177,8 +189,16 @@ pub struct Protected<'p> {
 }
 
 impl<'p> Protected<'p> {
-    /// Starts the daemons, makes the guest, lets it write to its memory, protects it and waits for a few armed epochs.
+    /// A guest that writes to its memory and is protected, after a few armed epochs. From [`Snapshot::Protected`] it is the one that is
+    /// there; else daemons are started, and it is made or met, and protected.
     pub fn start(pair: &'p Pair, more: &str) -> Result<Self> {
+        if more.is_empty() && pair.is(Snapshot::Protected) {
+            pair.take();
+            let guest = Guest::of_snapshot(pair)?;
+            let client = guest.counter(20.0)?;
+            wait_epochs(pair.a(), "guest", 3)?;
+            return Ok(Self { guest, client });
+        }
         Self::start_over(Carrier::Tcp, pair, more)
     }
 
@@ -193,7 +213,7 @@ impl<'p> Protected<'p> {
     /// All but the protection itself.
     pub fn make(pair: &'p Pair) -> Result<Self> {
         start_daemons(pair)?;
-        let guest = Guest::create(pair, pair.a(), xen_test_guest::xl::GuestSpec::new(xen_test_guest::xl::Kind::Pvh))?;
+        let guest = Guest::create(pair, pair.a(), GuestSpec::new(Kind::Pvh))?;
         let client = guest.counter(20.0)?;
         guest.dirty(100, 64, 8)?;
         Ok(Self { guest, client })

@@ -15,7 +15,7 @@ pub(super) const POWER: Scenario = Scenario {
     name: "main-backup-power-loss",
     about: "the backup loses power: the guest goes on within the detection time, unprotected, and says so",
     hosts: 2,
-    start: Snapshot::Guest,
+    start: Snapshot::Protected,
     run: |ctx| {
         run(ctx, |ctx| {
             ctx.pair().b().power_off();
@@ -28,7 +28,7 @@ pub(super) const FROZEN: Scenario = Scenario {
     name: "main-backup-frozen",
     about: "the backup freezes: the guest goes on within the detection time, unprotected, and says so",
     hosts: 2,
-    start: Snapshot::Guest,
+    start: Snapshot::Protected,
     run: |ctx| run(ctx, |ctx| ctx.pair().b().freeze()),
 };
 

@@ -15,7 +15,7 @@ pub(super) const POWEROFF: Scenario = Scenario {
     name: "main-guest-poweroff",
     about: "the guest powers off: nothing is resurrected, it stays down as its configuration says",
     hosts: 2,
-    start: Snapshot::Guest,
+    start: Snapshot::Protected,
     run: |ctx| run(ctx, |c| c.poweroff().map(drop), false),
 };
 
@@ -23,7 +23,7 @@ pub(super) const REBOOT: Scenario = Scenario {
     name: "main-guest-reboot",
     about: "the guest reboots: the stop is recorded first, then it boots anew, unprotected",
     hosts: 2,
-    start: Snapshot::Guest,
+    start: Snapshot::Protected,
     run: |ctx| run(ctx, |c| c.reboot().map(drop), true),
 };
 
@@ -31,7 +31,7 @@ pub(super) const CRASH: Scenario = Scenario {
     name: "main-guest-crash",
     about: "the guest crashes: nothing is resurrected, it is destroyed as its configuration says",
     hosts: 2,
-    start: Snapshot::Guest,
+    start: Snapshot::Protected,
     run: |ctx| run(ctx, |c| c.crash().map(drop), false),
 };
 

@@ -7,16 +7,15 @@ use remusd::ops::EventKind;
 
 use super::{Ctx, Scenario};
 use crate::host::Snapshot;
-use crate::protection::{
-    Carrier, PATIENCE, Protected, no_copy, nothing_left, protect, protect_over, start_daemon, wait_epochs,
-};
+use crate::pair::Pair;
+use crate::protection::{Carrier, PATIENCE, Protected, no_copy, nothing_left, protect_over, start_daemon, wait_epochs};
 use crate::wait::wait_until;
 
 pub(super) const PRIMARY: Scenario = Scenario {
     name: "main-kill-primary-daemon",
     about: "kill -9 of the primary's remusd in several phases: sealed, recovered, unsealed; the guest never stays suspended",
     hosts: 2,
-    start: Snapshot::Guest,
+    start: Snapshot::Protected,
     run: primary,
 };
 
@@ -24,7 +23,7 @@ pub(super) const BACKUP: Scenario = Scenario {
     name: "main-kill-backup-daemon",
     about: "kill -9 of the backup's remusd activates nothing; the guest goes on, and is protected again",
     hosts: 2,
-    start: Snapshot::Guest,
+    start: Snapshot::Protected,
     run: backup,
 };
 
@@ -32,7 +31,7 @@ pub(super) const PARTS: Scenario = Scenario {
     name: "main-kill-parts",
     about: "kill -9 of the save helper, of ssh and of the receiver: the guest goes on, no copy is started",
     hosts: 2,
-    start: Snapshot::Guest,
+    start: Snapshot::Protected,
     run: parts,
 };
 
@@ -45,12 +44,8 @@ fn kill(host: &crate::host::Host, process: &str) -> Result<()> {
 
 fn primary(ctx: &mut Ctx<'_>) -> Result<()> {
     let pair = ctx.pair();
-    let protected = Protected::start(pair, "")?;
     for (round, phase) in PHASES_MS.into_iter().enumerate() {
-        if round > 0 {
-            protect(pair.a(), "guest", "")?;
-        }
-        wait_epochs(pair.a(), "guest", 2)?;
+        let protected = protected_anew(pair, round)?;
         std::thread::sleep(Duration::from_millis(phase));
         // The daemon alone, not the bridge that ssh runs on the other host.
         kill(pair.a(), "remusd")?;
@@ -67,23 +62,37 @@ fn primary(ctx: &mut Ctx<'_>) -> Result<()> {
         ensure!(pair.a().sh("remusd log-dirty guest")? == "off", "log-dirty mode is still on");
     }
     pair.b().sh("remus discard guest || true")?;
+    no_copy(pair.b(), "guest")?;
+    protected_again(pair, Carrier::Tcp)
+}
+
+/// A protected guest that no kill before has touched.
+fn protected_anew(pair: &Pair, round: usize) -> Result<Protected<'_>> {
+    if round > 0 {
+        pair.reset(Snapshot::Protected)?;
+    }
+    Protected::start(pair, "")
+}
+
+/// Whatever was killed: it can be protected again, and the stop leaves nothing.
+fn protected_again(pair: &Pair, carrier: Carrier) -> Result<()> {
+    protect_over(carrier, pair.a(), "guest", "")?;
+    wait_epochs(pair.a(), "guest", 2)?;
+    pair.a().sh("remus unprotect guest")?;
     no_copy(pair.b(), "guest")
 }
 
 fn backup(ctx: &mut Ctx<'_>) -> Result<()> {
     let pair = ctx.pair();
-    let protected = Protected::start(pair, "")?;
-    for phase in PHASES_MS {
-        wait_epochs(pair.a(), "guest", 2)?;
+    for (round, phase) in PHASES_MS.into_iter().enumerate() {
+        let protected = protected_anew(pair, round)?;
         std::thread::sleep(Duration::from_millis(phase));
         kill(pair.b(), "remusd")?;
         unprotected(ctx, &protected, &format!("backup's remusd killed after {phase} ms"))?;
         no_copy(pair.b(), "guest")?;
-        start_daemon(pair.b())?;
-        protect(pair.a(), "guest", "")?;
     }
-    pair.a().sh("remus unprotect guest")?;
-    no_copy(pair.b(), "guest")
+    start_daemon(pair.b())?;
+    protected_again(pair, Carrier::Tcp)
 }
 
 fn unprotected(ctx: &Ctx<'_>, protected: &Protected<'_>, what: &str) -> Result<()> {
@@ -101,14 +110,18 @@ fn unprotected(ctx: &Ctx<'_>, protected: &Protected<'_>, what: &str) -> Result<(
 
 fn parts(ctx: &mut Ctx<'_>) -> Result<()> {
     let pair = ctx.pair();
-    let protected = Protected::start_over(Carrier::Ssh, pair, "")?;
     let victims = [
         (pair.a(), "libxl-save-helper", "libxl-save-helper"),
-        (pair.a(), "ssh", "ssh .*remusd connect"),
         (pair.b(), "receiver", "xl migrate-receive"),
+        (pair.a(), "ssh", "ssh .*remusd connect"),
     ];
-    for ((host, name, pattern), phase) in victims.into_iter().zip(PHASES_MS) {
-        wait_epochs(pair.a(), "guest", 2)?;
+    for (round, ((host, name, pattern), phase)) in victims.into_iter().zip(PHASES_MS).enumerate() {
+        let protected = if name == "ssh" {
+            pair.reset(Snapshot::Guest)?;
+            Protected::start_over(Carrier::Ssh, pair, "")?
+        } else {
+            protected_anew(pair, round)?
+        };
         std::thread::sleep(Duration::from_millis(phase));
         host.kill9(pattern)?;
         unprotected(ctx, &protected, &format!("{name} killed after {phase} ms"))?;
@@ -117,8 +130,6 @@ fn parts(ctx: &mut Ctx<'_>) -> Result<()> {
             pair.b().sh("remus discard guest")?;
         }
         no_copy(pair.b(), "guest")?;
-        protect_over(Carrier::Ssh, pair.a(), "guest", "")?;
     }
-    pair.a().sh("remus unprotect guest")?;
-    no_copy(pair.b(), "guest")
+    protected_again(pair, Carrier::Tcp)
 }

@@ -11,7 +11,7 @@ pub(super) const STOP: Scenario = Scenario {
     name: "main-planned-stop",
     about: "unprotect leaves no copy, no qdisc, no log-dirty, and never pauses the guest for longer than an epoch",
     hosts: 2,
-    start: Snapshot::Guest,
+    start: Snapshot::Protected,
     run,
 };
 

@@ -15,7 +15,7 @@ pub(super) const FROZEN: Scenario = Scenario {
     name: "main-primary-frozen",
     about: "the primary freezes, the backup is activated, the primary thaws: its held output never leaves, its copy is stopped",
     hosts: 2,
-    start: Snapshot::Guest,
+    start: Snapshot::Protected,
     run,
 };
 

@@ -57,13 +57,19 @@ pub fn run(scenarios: &[Scenario], options: &BootOptions, with_project: bool) ->
             continue;
         }
         let ready = match pair.take() {
-            Some(booted) => reset_or_boot(booted, scenario.start, options, with_project)?,
+            Some(booted) => booted,
             None => boot(options, with_project)?,
         };
-        let ready = match scenario.start {
-            Snapshot::Guest if !ready.has(Snapshot::Guest) => with_guest(ready)?,
-            _ => ready,
-        };
+        if let Err(error) = ready.ensure(scenario.start) {
+            tally.failed += 1;
+            progress!("{}: FAILED: what it starts from cannot be made: {error:#}", scenario.name);
+            let logs = ready.logs().join(scenario.name);
+            std::fs::create_dir_all(&logs)?;
+            report::failure(&ready, &logs);
+            pair = Some(ready);
+            continue;
+        }
+        let ready = reset_or_boot(ready, scenario.start, options, with_project)?;
         let start = Instant::now();
         let logs = ready.logs().join(scenario.name);
         std::fs::create_dir_all(&logs)?;
@@ -106,18 +112,8 @@ fn boot(options: &BootOptions, with_project: bool) -> Result<Arc<Pair>> {
     Ok(Arc::new(pair))
 }
 
-/// A guest that runs, for all scenarios that begin with one.
-fn with_guest(pair: Arc<Pair>) -> Result<Arc<Pair>> {
-    crate::protection::first_guest(&pair).context("starting the daemons and a guest")?;
-    pair.snapshot(Snapshot::Guest)?;
-    // Frozen for the snapshot, its clock stood still: a reset puts it right.
-    pair.reset(Snapshot::Guest)?;
-    Ok(pair)
-}
-
 fn reset_or_boot(pair: Arc<Pair>, to: Snapshot, options: &BootOptions, with_project: bool) -> Result<Arc<Pair>> {
     let start = Instant::now();
-    let to = if pair.has(to) { to } else { Snapshot::Ready };
     match pair.reset(to) {
         Ok(()) => {
             progress!("hosts reset in {:.1} s", start.elapsed().as_secs_f32());
@@ -126,7 +122,10 @@ fn reset_or_boot(pair: Arc<Pair>, to: Snapshot, options: &BootOptions, with_proj
         Err(error) => {
             progress!("reset failed, booting anew: {error:#}");
             drop(pair);
-            boot(options, with_project).context("after a failed reset")
+            let pair = boot(options, with_project).context("after a failed reset")?;
+            pair.ensure(to)?;
+            pair.reset(to)?;
+            Ok(pair)
         }
     }
 }

@@ -14,7 +14,7 @@ pub(super) const BOTH: Scenario = Scenario {
     name: "safety-both-frozen",
     about: "both hosts freeze and thaw, the backup first and then the primary first: never two copies, no output lost",
     hosts: 2,
-    start: Snapshot::Guest,
+    start: Snapshot::Armed,
     run,
 };
 

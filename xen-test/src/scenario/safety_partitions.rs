@@ -11,7 +11,7 @@ pub(super) const HOSTS: Scenario = Scenario {
     name: "safety-partition",
     about: "the hosts are cut from each other, both see the witness: exactly one goes on",
     hosts: 2,
-    start: Snapshot::Guest,
+    start: Snapshot::Armed,
     run: hosts,
 };
 
@@ -19,7 +19,7 @@ pub(super) const PRIMARY: Scenario = Scenario {
     name: "safety-primary-cut",
     about: "the primary is cut from backup, witness and client: the backup goes on, the primary's copy never speaks again",
     hosts: 2,
-    start: Snapshot::Guest,
+    start: Snapshot::Armed,
     run: primary,
 };
 
@@ -27,7 +27,7 @@ pub(super) const BACKUP: Scenario = Scenario {
     name: "safety-backup-cut",
     about: "the backup is cut from primary, witness and client: the primary goes on, the backup's copy never runs",
     hosts: 2,
-    start: Snapshot::Guest,
+    start: Snapshot::Armed,
     run: backup,
 };
 

@@ -11,7 +11,7 @@ pub(super) const SOAK: Scenario = Scenario {
     name: "safety-soak",
     about: "something breaks every few seconds for three minutes: no value lost or repeated, never two copies (xen-test soak: longer)",
     hosts: 2,
-    start: Snapshot::Guest,
+    start: Snapshot::Armed,
     run,
 };
 

@@ -21,7 +21,7 @@ pub(super) const ALONE: Scenario = Scenario {
     name: "safety-switchover-no-witness",
     about: "remus switchover without a witness: the guest moves and nothing is lost",
     hosts: 2,
-    start: Snapshot::Guest,
+    start: Snapshot::Protected,
     run: without,
 };
 

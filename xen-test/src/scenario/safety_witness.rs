@@ -17,7 +17,7 @@ pub(super) const DOWN: Scenario = Scenario {
     name: "safety-witness-down",
     about: "the witness dies, then the primary: nothing is activated until an operator says that the primary is off",
     hosts: 2,
-    start: Snapshot::Guest,
+    start: Snapshot::Armed,
     run: down,
 };
 
@@ -25,7 +25,7 @@ pub(super) const BACK: Scenario = Scenario {
     name: "safety-witness-back",
     about: "the witness dies and comes back: protection is armed anew and the backup takes over by itself",
     hosts: 2,
-    start: Snapshot::Guest,
+    start: Snapshot::Armed,
     run: back,
 };
 
@@ -33,7 +33,7 @@ pub(super) const WIPED: Scenario = Scenario {
     name: "safety-witness-wiped",
     about: "the witness loses its data and the primary dies: an absent record is claimed by nobody",
     hosts: 2,
-    start: Snapshot::Guest,
+    start: Snapshot::Armed,
     run: |ctx| forgetful(ctx, Etcd::wipe),
 };
 
@@ -41,7 +41,7 @@ pub(super) const LOST_BOTH: Scenario = Scenario {
     name: "safety-backup-and-witness-lost",
     about: "backup and witness are lost together: output is held until the witness is back",
     hosts: 2,
-    start: Snapshot::Guest,
+    start: Snapshot::Armed,
     run: lost_both,
 };
 
