@@ -107,12 +107,14 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 /// Whether an xl.cfg(5) is this domain's.
 fn is_of(config: &str, name: &str, uuid: ProtectionId) -> bool {
     let get = |key: &str| {
-        // One line may hold more than one setting, divided by semicolons.
-        config.lines().flat_map(|line| line.split(';')).find_map(|setting| {
+        // One line may hold more than one setting, divided by semicolons; of two for the same key xl takes the last.
+        let settings = config.lines().flat_map(|line| line.split(';'));
+        let values = settings.filter_map(|setting| {
             let value = setting.trim().strip_prefix(key)?.trim_start().strip_prefix('=')?.trim_start();
             let quote = value.chars().next().filter(|c| matches!(c, '"' | '\''))?;
             value[1..].split(quote).next()
-        })
+        });
+        values.last()
     };
     get("name") == Some(name) || get("uuid").and_then(|text| text.parse().ok()) == Some(uuid)
 }
@@ -202,6 +204,9 @@ mod tests {
         );
         assert_eq!(findings(&host, "db", UUID), [Finding::Autostart { path: auto.join("20-db") }]);
         assert_eq!(findings(&host, "we", other), []);
+        fs::write(auto.join("40-twice"), "name = 'web'\nname = 'last'").unwrap();
+        assert_eq!(findings(&host, "last", other), [Finding::Autostart { path: auto.join("40-twice") }]);
+        fs::remove_file(auto.join("40-twice")).unwrap();
         host.restore = false;
         assert_eq!(findings(&host, "web", other).len(), 1);
     }

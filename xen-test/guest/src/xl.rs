@@ -77,21 +77,34 @@ impl GuestSpec {
     /// The command line for dom0's shell that creates it, without options
     /// (add `-p` and the like at the end).
     pub fn create_command(&self) -> String {
-        let (file, console) = match self.kind {
-            Kind::Pvh => ("pvh.cfg", "hvc0"),
-            Kind::Hvm => ("hvm.cfg", "ttyS0 console=hvc0"),
-        };
+        let words: Vec<String> = self.settings().iter().map(|setting| format!("'{setting}'")).collect();
+        format!("xl create {} {}", self.file(), words.join(" "))
+    }
+
+    /// The command line for dom0's shell that writes its whole configuration into a file.
+    pub fn write_command(&self, path: &str) -> String {
+        format!("{{ cat {}; cat <<'END'\n{}\nEND\n}} >{path}", self.file(), self.settings().join("\n"))
+    }
+
+    fn file(&self) -> String {
+        format!("{DIR}/{}", if self.kind == Kind::Pvh { "pvh.cfg" } else { "hvm.cfg" })
+    }
+
+    /// What it has of its own, to be added to the file.
+    fn settings(&self) -> Vec<String> {
+        let console = if self.kind == Kind::Pvh { "hvc0" } else { "ttyS0 console=hvc0" };
         let mac: Vec<String> = self.mac.iter().map(|b| format!("{b:02x}")).collect();
         let mut extra = format!("console={console} quiet panic=-1 xen_legacy_crash guest.ip={}/24", self.ip);
         if !self.extra.is_empty() {
             let _ = write!(extra, " {}", self.extra);
         }
-        format!(
-            "xl create {DIR}/{file} 'name=\"{}\"' 'memory={m}' 'maxmem={m}' 'vif=[\"mac={},bridge=xenbr0\"]' 'extra=\"{extra}\"'",
-            self.name,
-            mac.join(":"),
-            m = self.memory_mb,
-        )
+        vec![
+            format!("name=\"{}\"", self.name),
+            format!("memory={}", self.memory_mb),
+            format!("maxmem={}", self.memory_mb),
+            format!("vif=[\"mac={},bridge=xenbr0\"]", mac.join(":")),
+            format!("extra=\"{extra}\""),
+        ]
     }
 }
 

@@ -8,7 +8,7 @@ use remusd::ops::EventKind;
 
 use super::{Ctx, Scenario};
 use crate::host::{Host, Snapshot};
-use crate::protection::{PATIENCE, Protected, events, fail_over, start_daemon, wait_epochs};
+use crate::protection::{PATIENCE, Protected, domains, events, fail_over, protect, start_daemon, wait_epochs};
 use crate::wait::wait_until;
 
 pub(super) const RETURNS: Scenario = Scenario {
@@ -27,7 +27,18 @@ fn run(ctx: &mut Ctx<'_>) -> Result<()> {
     let pair = ctx.pair();
     let (a, b) = (pair.a(), pair.b());
     pair.each(|host| host.sh("remus gate install").map(drop))?;
-    let protected = Protected::start(pair, "")?;
+    let protected = Protected::make(pair)?;
+    // The host boots it by itself, until somebody takes care of that.
+    let auto = protected.guest.spec.write_command("/etc/xen/auto/guest.cfg");
+    a.sh(&format!("mkdir -p /etc/xen/auto; {auto}"))?;
+    let refused = protect(a, "guest", "").err().map(|error| format!("{error:#}")).unwrap_or_default();
+    ensure!(
+        refused.contains("/etc/xen/auto/guest.cfg") && refused.contains("--manage-autostart"),
+        "refused: {refused}"
+    );
+    protect(a, "guest", "--manage-autostart")?;
+    wait_epochs(a, "guest", 3)?;
+    ensure!(!a.run("test -e /etc/xen/auto/guest.cfg")?.ok(), "the host would still boot the guest by itself");
     ensure!((guarded(a)?, guarded(b)?) == (1, 1), "not guarded on both hosts");
     ensure!(a.sh("remus gate status")?.contains("is open"), "the owner's own interface is sealed");
 
@@ -49,8 +60,13 @@ fn run(ctx: &mut Ctx<'_>) -> Result<()> {
 
     a.boot()?;
     ensure!(guarded(a)? == 1, "the entry has not outlived the power cut");
-    // As xendomains does it, before and without any daemon.
-    a.sh(&format!("{} >/dev/null", protected.guest.spec.create_command()))?;
+    // Before and without any daemon.
+    let xendomains = a.sh("/etc/init.d/xendomains start 2>&1; xl list")?;
+    ensure!(!xendomains.contains("guest"), "xendomains has started the guest: {xendomains}");
+    ctx.note("the old host is back; its xendomains has nothing to boot; somebody tells it to");
+    a.sh(&auto)?;
+    let xendomains = a.sh("/etc/init.d/xendomains stop >/dev/null 2>&1; /etc/init.d/xendomains start 2>&1")?;
+    ensure!(!domains(a)?.is_empty(), "xendomains has started nothing, so nothing is shown: {xendomains}");
     let old = a.sh("xl domid guest")?;
     let dropped = || -> Result<Option<u64>> {
         let text = a.sh(&format!("tc -s filter show dev vif{old}.0 ingress pref 1"))?;
