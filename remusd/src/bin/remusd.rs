@@ -1,5 +1,6 @@
 //! `remusd`: the daemon, and the small programs that only it starts.
 
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -215,6 +216,7 @@ fn daemon(run: Run) -> anyhow::Result<()> {
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::try_from_env("REMUSD_LOG").unwrap_or_else(|_| "info".into()))
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
     if !run.keep_capabilities {
         // Later it will not be allowed any more.
