@@ -109,12 +109,12 @@ fn is_of(config: &str, name: &str, uuid: ProtectionId) -> bool {
     let get = |key: &str| {
         // One line may hold more than one setting, divided by semicolons; of two for the same key xl takes the last.
         let settings = config.lines().flat_map(|line| line.split(';'));
-        let values = settings.filter_map(|setting| {
+        let mut values = settings.filter_map(|setting| {
             let value = setting.trim().strip_prefix(key)?.trim_start().strip_prefix('=')?.trim_start();
             let quote = value.chars().next().filter(|c| matches!(c, '"' | '\''))?;
             value[1..].split(quote).next()
         });
-        values.last()
+        values.next_back()
     };
     get("name") == Some(name) || get("uuid").and_then(|text| text.parse().ok()) == Some(uuid)
 }

@@ -18,6 +18,7 @@ mod report;
 mod runner;
 mod safety_frozen;
 mod safety_lost_host;
+mod safety_paired;
 mod safety_partitions;
 mod safety_soak;
 mod safety_switchover;
@@ -82,6 +83,7 @@ pub const SCENARIOS: &[Scenario] = &[
     safety_frozen::BOTH,
     safety_switchover::WITNESS,
     safety_switchover::ALONE,
+    safety_paired::PAIRED,
     safety_soak::SOAK,
     safety_vif_gate::GATE,
     safety_lost_host::RETURNS,
@@ -98,6 +100,7 @@ pub const UNSHOWN: &[&str] = &[
     "safety-both-frozen",
     "safety-switchover",
     "safety-switchover-no-witness",
+    "safety-paired",
     "safety-soak",
     "safety-vif-gate",
     "safety-lost-host-returns",
