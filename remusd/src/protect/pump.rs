@@ -11,7 +11,7 @@ use crate::audit::{self, Held, Sample};
 use crate::capture::ItemReceiver;
 use crate::ids::Epoch;
 use crate::stream::digest::Digester;
-use crate::stream::{CaptureItem, Record};
+use crate::stream::{CaptureItem, PAGE_SIZE, Record};
 
 /// What the driver tells the pump, in this order for each epoch.
 #[derive(Debug)]
@@ -53,7 +53,7 @@ pub enum PumpEvent {
 /// What one epoch cost the pump.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EpochCost {
-    /// Page entries.
+    /// Pages of which the contents were sent: not those that the guest merely has no memory at.
     pub pages: u64,
     /// Bytes handed to the transport.
     pub bytes: u64,
@@ -66,7 +66,7 @@ pub struct EpochCost {
 /// Pages and bytes sent so far, for progress.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sent {
-    /// Page entries.
+    /// Pages of which the contents were sent.
     pub pages: u64,
     /// Bytes.
     pub bytes: u64,
@@ -117,7 +117,7 @@ impl Pump {
         let mut dirty = BTreeSet::new();
         let mut cost = EpochCost::default();
         let mut digester = Digester::new();
-        let (mut records, mut bytes) = (0, 0);
+        let (mut entries, mut records, mut bytes) = (0, 0, 0);
         let lost = |PeerLost(text)| PumpEvent::PeerLost(text);
         if epoch == Epoch(0) {
             // The static part comes before the first epoch.
@@ -145,8 +145,9 @@ impl Pump {
                     if !audited.is_empty() {
                         dirty.extend(audit::gfns(&batch).filter(|gfn| audited.contains(gfn)));
                     }
-                    cost.pages += batch.entries.len() as u64;
-                    let pages = batch.entries.len() as u64;
+                    entries += batch.entries.len() as u64;
+                    let pages = (batch.data.len() / PAGE_SIZE) as u64;
+                    cost.pages += pages;
                     let sent_bytes = self.outlet.pages(epoch, batch).await.map_err(lost)?;
                     cost.bytes += sent_bytes;
                     self.sent.send_modify(|sent| {
@@ -173,7 +174,7 @@ impl Pump {
             bytes += record.body.len() as u64;
             cost.bytes += self.outlet.record(epoch, record).await.map_err(lost)?;
         }
-        let end = EpochEnd { epoch, armed, digest: digester.finish(), pages: cost.pages, bytes, records };
+        let end = EpochEnd { epoch, armed, digest: digester.finish(), pages: entries, bytes, records };
         self.outlet.end(end).await.map_err(lost)?;
         if let Some(mut sample) = audit {
             sample.keep_clean(&dirty, audit::PAGES_PER_EPOCH);
