@@ -64,14 +64,7 @@ impl IncomingStatus {
     /// What this host is to the protection, as told to a peer that asks.
     #[must_use]
     pub fn role(&self) -> Role {
-        match self.state {
-            State::Syncing => Role::Syncing,
-            // Lost to the primary: as good as one that waits, for whoever asks.
-            State::Armed | State::Waiting | State::Yielding => Role::Armed,
-            State::Activating | State::Claiming | State::Confirming | State::Starting => Role::Activating,
-            State::Active => Role::Active,
-            State::Discarding | State::Forfeiting | State::Discarded => Role::Discarded,
-        }
+        self.state.role()
     }
 }
 
@@ -155,19 +148,38 @@ impl IncomingHandle {
         self.end(Command::Shutdown).await;
     }
 
-    /// Ends it because the primary has opened a newer session.
-    pub(super) async fn replace(&self) {
-        self.end(Command::Replace).await;
+    /// Ends it because the primary has opened a newer session, and waits for the copy's end, or until that is out of the question because
+    /// an activation was faster.
+    ///
+    /// # Errors
+    /// [`CommandError::Gone`] if nothing takes commands although there is a copy.
+    pub(super) async fn replace(&self) -> Result<(), CommandError> {
+        self.command(Command::Replace)?;
+        self.wait_until(|state| {
+            use State::{Armed, Discarding, Syncing, Waiting, Yielding};
+            !matches!(state, Syncing | Armed | Waiting | Yielding | Discarding)
+        })
+        .await;
+        Ok(())
+    }
+
+    /// Waits until the copy is destroyed that is being destroyed.
+    pub(super) async fn destroyed(&self) {
+        self.wait_until(|state| state != State::Discarding).await;
     }
 
     async fn end(&self, command: Command) {
         if self.command(command).is_err() {
             return;
         }
+        // A claim that is still being given up is on disk: the next run of the daemon goes on with that.
+        self.wait_until(|state| matches!(state, State::Discarded | State::Forfeiting | State::Active)).await;
+    }
+
+    async fn wait_until(&self, reached: impl Fn(State) -> bool) {
         let mut status = self.status.clone();
         // An error means that the task has ended: nothing can change any more.
-        // A claim that is still being given up is on disk: the next run of the daemon goes on with that.
-        let _ = status.wait_for(|s| matches!(s.state, State::Discarded | State::Forfeiting | State::Active)).await;
+        let _ = status.wait_for(|status| reached(status.state)).await;
     }
 
     fn command(&self, command: Command) -> Result<(), CommandError> {

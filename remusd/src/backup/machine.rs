@@ -177,6 +177,8 @@ impl Machine {
             Event::TokenUnsaved(text) => self.token_unsaved(text),
             Event::HandoverImpossible(text) => self.handover_impossible(text),
             Event::AssumeAlone => self.assume_alone(),
+            // An activation that was faster goes on.
+            Event::Replaced if self.state == State::Activating => Vec::new(),
             Event::Replaced => self.end_unless_started("the primary has opened a newer session", None),
             Event::Shutdown => {
                 let text = "remusd on the backup shuts down";
@@ -189,6 +191,8 @@ impl Machine {
     fn frame(&mut self, frame: Frame) -> Actions {
         match (self.state, frame) {
             (_, Frame::Heartbeat(_) | Frame::Audit(_)) if self.state != State::Active => Vec::new(),
+            // To a challenge that nobody waits for any more.
+            (_, Frame::ChallengeAnswer { .. }) => Vec::new(),
             (
                 // A claim, whatever becomes of it, is given up once the copy is gone.
                 State::Syncing
@@ -258,6 +262,8 @@ impl Machine {
             | Frame::Welcome(_)
             | Frame::Refuse { .. }
             | Frame::QueryResult(_)
+            | Frame::Challenge { .. }
+            | Frame::ChallengeAnswer { .. }
             | Frame::Ack { .. }
             | Frame::Heartbeat(_)
             | Frame::Stop { .. }

@@ -1,9 +1,10 @@
 //! The backup: takes epochs in, verifies and acknowledges them, feeds the stock receiver, activates the copy when it may.
 //!
-//! `machine` decides (sans-IO), `staging` holds the epoch in progress, `receiver` is `xl migrate-receive` and `feed` its pipe,
+//! `admission` decides about an offer and `machine` about the protection (both sans-IO), `staging` holds the epoch in progress, `receiver` is `xl migrate-receive` and `feed` its pipe,
 //! `host` is what the backup asks of this host, `incoming` drives one protection and `registry` all of them.
 //! docs/protocol.md has the state table.
 
+pub mod admission;
 mod copy;
 mod driver;
 pub mod error;

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::BackupError;
 use crate::ids::{Epoch, Generation, Nonce, ProtectionId, SessionKey};
-use crate::link::{ProtectOffer, Token};
+use crate::link::{ProtectOffer, Role, Token};
 use crate::pair::HostId;
 use crate::state::{STATE_VERSION, StateDir};
 
@@ -20,6 +20,18 @@ pub enum Phase {
     Active,
     /// Nothing is left. Kept for its generation.
     Discarded,
+}
+
+impl Phase {
+    /// What a host is to a protection that only its record tells of, as told to a peer that asks.
+    #[must_use]
+    pub fn role(self) -> Role {
+        match self {
+            Self::Receiving | Self::Discarded => Role::Discarded,
+            Self::Starting => Role::Activating,
+            Self::Active => Role::Active,
+        }
+    }
 }
 
 /// One protection of which this host is, or was, the backup. Saved before the fact: a record may say more than happened, never less.

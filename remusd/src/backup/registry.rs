@@ -7,11 +7,9 @@ use std::time::Duration;
 
 use self::checks::{check_autostart, check_memory, check_names, check_offer};
 use super::copy::{Whose, destroy_domain};
-use super::driver::witness::{activate, forfeit};
 use super::error::BackupError;
-use super::host::{BackupHost, IncomingDomain};
-use super::incoming::{self, IncomingHandle, IncomingStatus, Start, detection, domain_ref};
-use super::machine::State;
+use super::host::BackupHost;
+use super::incoming::{self, IncomingHandle, IncomingStatus, Start, detection};
 use super::receiver::{ReceiverSource, await_banner};
 use super::record::{IncomingRecord, Phase, RecordStore};
 use crate::gate::GateList;
@@ -19,12 +17,14 @@ use crate::gate::autostart::Xendomains;
 use crate::ids::ProtectionId;
 use crate::link::handshake::Incoming;
 use crate::link::transport::Connection;
-use crate::link::{LinkError, LinkOptions, ProtectOffer, Purpose, QueryEntry, RefuseCode, Role, Token};
-use crate::ops::{EventKind, EventLog};
-use crate::protect::ownership::{FOR_EVER, Opened, WitnessSource};
-use crate::witness::{Answer, Host, HostId, Outcome};
+use crate::link::{LinkError, LinkOptions, ProtectOffer, Purpose, QueryEntry, RefuseCode, Role};
+use crate::ops::EventLog;
+use crate::protect::ownership::{Opened, WitnessSource};
+use crate::witness::{Host, HostId};
 
+mod admit;
 mod checks;
+mod recover;
 
 /// Settings of the backup side.
 #[derive(Clone, Debug)]
@@ -105,6 +105,8 @@ struct Prepared {
 enum Decline {
     Refuse(RefuseCode, String),
     Superseded(String),
+    /// The peer is gone, or talks nonsense.
+    Lost(LinkError),
 }
 
 fn not_party(domain: &str) -> String {
@@ -159,52 +161,6 @@ impl Registry {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Clears away what an earlier run of the daemon left: its receivers have ended with its pipes, and what they left is destroyed
-    /// here. A copy that had been told to go is looked at: if it runs it is kept. Waits for slow destroys.
-    ///
-    /// # Errors
-    /// [`BackupError`] if the host cannot be asked or a record not be saved.
-    pub async fn recover(self: &Arc<Self>) -> Result<(), BackupError> {
-        let records: Vec<_> = self.known().records.values().cloned().collect();
-        for mut record in records {
-            if matches!(record.phase, Phase::Active | Phase::Discarded) {
-                if record.owed {
-                    self.settle_claim(&record);
-                }
-                continue;
-            }
-            let whose = Whose { uuid: record.uuid, name: record.name.clone() };
-            let domains = self.host.domains().await?;
-            let activated = domains.iter().find(|domain| whose.is_activated(domain));
-            let (kind, detail) = if let Some(domain) = activated {
-                record.phase = Phase::Active;
-                (EventKind::Recovered, format!("the copy had been activated and runs as domain {}", domain.domid))
-            } else {
-                destroy_domain(self.host.as_ref(), &whose).await;
-                record.phase = Phase::Discarded;
-                let detail = "remusd had ended while it received this copy; what was left of it is destroyed";
-                (EventKind::Recovered, detail.to_owned())
-            };
-            self.records.save(&record)?;
-            if let Some(gate) = &self.settings.gate {
-                let released = match activated {
-                    Some(domain) => {
-                        self.host.open_vifs(domain.domid).await?;
-                        gate.release(record.uuid)
-                    }
-                    None => gate.release_copy(record.uuid),
-                };
-                released.map_err(|error| BackupError::Host(error.to_string()))?;
-            }
-            self.events.publish(domain_ref(record.uuid, &record.name, None), kind, detail);
-            self.known().records.insert(record.uuid, record.clone());
-            if record.owed {
-                self.settle_claim(&record);
-            }
-        }
-        Ok(())
-    }
-
     /// All protections that live in this run of the daemon.
     #[must_use]
     pub fn list(&self) -> Vec<IncomingStatus> {
@@ -247,12 +203,7 @@ impl Registry {
             let record = known.records.get(uuid);
             QueryEntry {
                 protection: *uuid,
-                role: match record.map(|record| record.phase) {
-                    None => Role::None,
-                    Some(Phase::Receiving | Phase::Discarded) => Role::Discarded,
-                    Some(Phase::Starting) => Role::Activating,
-                    Some(Phase::Active) => Role::Active,
-                },
+                role: record.map_or(Role::None, |record| record.phase.role()),
                 generation: record.map(|record| record.generation).unwrap_or_default(),
                 acked: record.and_then(|record| record.activated),
                 domid: None,
@@ -313,18 +264,19 @@ impl Registry {
         party.is_none() || self.known().records.get(&uuid).is_none_or(|record| record.party == party)
     }
 
-    async fn protect(&self, peer: Incoming, offer: ProtectOffer, party: Option<HostId>) -> Result<(), LinkError> {
+    async fn protect(&self, mut peer: Incoming, offer: ProtectOffer, party: Option<HostId>) -> Result<(), LinkError> {
         let slot = Arc::clone(self.known().slots.entry(offer.protection).or_default());
         let _accepting = slot.lock().await;
         let mut record = IncomingRecord::receiving(offer.protection, &offer.domain, peer.key, party);
         record.offer = Some(offer.clone());
-        let prepared = match self.prepare(&peer, &offer, &record).await {
+        let prepared = match self.prepare(&mut peer, &offer, &record).await {
             Ok(prepared) => prepared,
             Err(Decline::Refuse(code, text)) => {
                 tracing::warn!(domain = offer.domain, from = peer.hello.host, "refused a protection: {text}");
                 return peer.refuse(code, text).await;
             }
             Err(Decline::Superseded(text)) => return peer.supersede(text).await,
+            Err(Decline::Lost(error)) => return Err(error),
         };
         let Prepared { receiver, witness, knows_record } = prepared;
         let host_name = peer.hello.host.clone();
@@ -368,7 +320,7 @@ impl Registry {
     /// Everything that can fail, before the offer is accepted.
     async fn prepare(
         &self,
-        peer: &Incoming,
+        peer: &mut Incoming,
         offer: &ProtectOffer,
         record: &IncomingRecord,
     ) -> Result<Prepared, Decline> {
@@ -380,8 +332,7 @@ impl Registry {
         }
         let domains = self.host.domains().await?;
         self.check_party(offer, record.party, &domains)?;
-        self.check_generation(peer, offer, &domains)?;
-        self.replace_old(offer).await?;
+        self.make_room(peer, offer).await?;
         let whose = Whose { uuid: offer.protection, name: offer.domain.clone() };
         // An orphan of ours that nobody feeds any more would block the name for ever (hazard F25b).
         let ours = self.known().records.contains_key(&offer.protection);
@@ -421,114 +372,6 @@ impl Registry {
                 RefuseCode::Offer,
                 format!("this host cannot use the witness that the primary names: {text}"),
             )),
-        }
-    }
-
-    /// A claim of an earlier run of the daemon, whose copy runs or is gone: the witness is told which, however long that takes.
-    fn settle_claim(self: &Arc<Self>, record: &IncomingRecord) {
-        let (Some(offer), Token::Witness(key)) = (&record.offer, record.token) else { return };
-        let (runs, uuid) = (record.phase == Phase::Active, record.uuid);
-        let opened = match self.open_witness(offer, "") {
-            Ok(Some((opened, _))) => opened,
-            Ok(None) => return,
-            Err(Decline::Refuse(_, text) | Decline::Superseded(text)) => {
-                tracing::error!(domain = record.name, "telling the witness what became of a claim: {text}");
-                return;
-            }
-        };
-        let registry = Arc::clone(self);
-        tokio::spawn(async move {
-            let told = match runs {
-                true => {
-                    activate(&opened.keeper, key).await;
-                    true
-                }
-                // The claim may never have arrived, or be about to: settled first, since only a won one can be given up.
-                false => match opened.keeper.claim(key, FOR_EVER).await {
-                    Answer::Settled(Outcome::Won(record)) => forfeit(&opened.keeper, record.key()).await,
-                    Answer::Settled(_) => true,
-                    Answer::Unknown(_) => false,
-                },
-            };
-            let record = registry.known().records.get(&uuid).cloned();
-            if let Some(mut record) = record.filter(|record| told && record.token == Token::Witness(key)) {
-                record.owed = false;
-                registry.remember(&record);
-            }
-        });
-    }
-
-    /// A paired host neither takes another's copy nor speaks in its name; where no copy is left, anybody may begin.
-    fn check_party(
-        &self,
-        offer: &ProtectOffer,
-        party: Option<HostId>,
-        domains: &[IncomingDomain],
-    ) -> Result<(), Decline> {
-        let Some(host) = party else { return Ok(()) };
-        let refuse = || Err(Decline::Refuse(RefuseCode::NotParty, not_party(&offer.domain)));
-        if !offer.host_id.is_nil() && offer.host_id != host.0 {
-            return refuse();
-        }
-        if self.is_party(party, offer.protection) {
-            return Ok(());
-        }
-        let whose = Whose { uuid: offer.protection, name: offer.domain.clone() };
-        let lives = self.get(offer.protection).is_some_and(|handle| {
-            let state = handle.status().state;
-            !matches!(state, State::Active | State::Discarded)
-        });
-        let is_there = |domain: &IncomingDomain| domain.uuid == offer.protection || whose.is_copy(domain);
-        if lives || domains.iter().any(is_there) { refuse() } else { Ok(()) }
-    }
-
-    fn check_generation(
-        &self,
-        peer: &Incoming,
-        offer: &ProtectOffer,
-        domains: &[IncomingDomain],
-    ) -> Result<(), Decline> {
-        let known = self.known();
-        let Some(seen) = known.records.get(&offer.protection) else { return Ok(()) };
-        let handle = known.handles.get(&offer.protection).map(IncomingHandle::status);
-        let active = seen.phase == Phase::Active || handle.as_ref().is_some_and(|status| status.state == State::Active);
-        if active && domains.iter().any(|domain| domain.uuid == offer.protection && !domain.dying) {
-            return Err(Decline::Superseded(format!(
-                "the copy of {} was activated here and runs; the copy on {} must stay stopped",
-                offer.domain, peer.hello.host
-            )));
-        }
-        if peer.key.generation <= seen.generation {
-            return Err(Decline::Refuse(
-                RefuseCode::Generation,
-                format!(
-                    "this host has seen generation {} of this protection and {} is not newer; protect the domain again with a newer one",
-                    seen.generation, peer.key.generation
-                ),
-            ));
-        }
-        Ok(())
-    }
-
-    /// Ends an older session of the same protection: its primary is evidently alive, owns the guest and has given that session up.
-    async fn replace_old(&self, offer: &ProtectOffer) -> Result<(), Decline> {
-        let Some(old) = self.get(offer.protection) else { return Ok(()) };
-        match old.status().state {
-            State::Activating | State::Claiming | State::Confirming | State::Starting | State::Forfeiting => {
-                Err(Decline::Refuse(
-                    RefuseCode::InUse,
-                    format!("the copy of {} is being activated on this host", offer.domain),
-                ))
-            }
-            State::Syncing | State::Armed | State::Waiting | State::Yielding | State::Discarding => {
-                old.replace().await;
-                match old.status().state {
-                    State::Discarded => Ok(()),
-                    // An operator was faster.
-                    _ => Err(Decline::Superseded(format!("the copy of {} was activated on this host", offer.domain))),
-                }
-            }
-            State::Active | State::Discarded => Ok(()),
         }
     }
 }

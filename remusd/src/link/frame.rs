@@ -8,16 +8,16 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
-    ids::{DomId, Epoch, Generation, ProtectionId},
+    ids::{DomId, Epoch, Generation, Nonce, ProtectionId},
     stream::{Layer, PageBatch, digest::EpochDigest},
 };
 
 /// Oldest protocol version that this build speaks.
-pub const VERSION_MIN: u16 = 2;
+pub const VERSION_MIN: u16 = 3;
 /// Newest protocol version that this build speaks.
-pub const VERSION_MAX: u16 = 2;
-/// Version under which `HELLO`, `WELCOME`, `REFUSE` and `ERROR` of a handshake are framed, whatever is agreed later. Version 1 had
-/// no witness and was never released.
+pub const VERSION_MAX: u16 = 3;
+/// Version under which the frames of a handshake are framed, whatever is agreed later: so that two builds without a common version can
+/// still tell each other. Version 1 had no witness and version 2 no `CHALLENGE`; neither was ever released.
 pub const VERSION_HANDSHAKE: u16 = 2;
 
 /// Senders cut pages and state so that a frame stays below this, in bytes; a control frame waits for at most one such frame.
@@ -36,6 +36,8 @@ pub enum FrameType {
     Welcome = 0x02,
     Refuse = 0x03,
     QueryResult = 0x04,
+    Challenge = 0x05,
+    ChallengeAnswer = 0x06,
     Config = 0x10,
     Preamble = 0x11,
     EpochBegin = 0x12,
@@ -58,11 +60,13 @@ pub enum FrameType {
 
 impl FrameType {
     /// All types, for tables and tests.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 24] = [
         Self::Hello,
         Self::Welcome,
         Self::Refuse,
         Self::QueryResult,
+        Self::Challenge,
+        Self::ChallengeAnswer,
         Self::Config,
         Self::Preamble,
         Self::EpochBegin,
@@ -97,6 +101,8 @@ impl FrameType {
             Self::Welcome => "WELCOME",
             Self::Refuse => "REFUSE",
             Self::QueryResult => "QUERY_RESULT",
+            Self::Challenge => "CHALLENGE",
+            Self::ChallengeAnswer => "CHALLENGE_ANSWER",
             Self::Config => "CONFIG",
             Self::Preamble => "PREAMBLE",
             Self::EpochBegin => "EPOCH_BEGIN",
@@ -126,6 +132,7 @@ impl FrameType {
             Self::Stop | Self::Stopped | Self::BackupLost | Self::Superseded | Self::HandoverFailed => 16 * 1024,
             Self::EpochBegin | Self::EpochEnd | Self::Ack | Self::Heartbeat => 256,
             Self::Handover | Self::Token | Self::TokenAck => 256,
+            Self::Challenge | Self::ChallengeAnswer => 256,
             Self::Audit => 2048,
             Self::QueryResult => 256 * 1024,
             Self::Config | Self::Preamble | Self::Pages => 1024 * 1024,
@@ -150,6 +157,17 @@ pub enum Frame {
     },
     /// Answers a `HELLO` that asks; the stream is closed after it.
     QueryResult(Vec<QueryEntry>),
+    /// Before anything that could be activated is destroyed for this `HELLO`: is its sender still there? What was late may be a dead
+    /// host's (rule R9).
+    Challenge {
+        /// Fresh for every challenge.
+        nonce: Nonce,
+    },
+    /// Answers a `CHALLENGE`, at once.
+    ChallengeAnswer {
+        /// That of the challenge.
+        nonce: Nonce,
+    },
     /// The domain's configuration as xl's JSON (`libxl_domain_config`), without a trailing NUL. Once, before `PREAMBLE`.
     Config(Bytes),
     /// libxc image header, domain header and static records, verbatim. Once, before the first epoch.
@@ -249,6 +267,8 @@ impl Frame {
             Self::Welcome(_) => FrameType::Welcome,
             Self::Refuse { .. } => FrameType::Refuse,
             Self::QueryResult(_) => FrameType::QueryResult,
+            Self::Challenge { .. } => FrameType::Challenge,
+            Self::ChallengeAnswer { .. } => FrameType::ChallengeAnswer,
             Self::Config(_) => FrameType::Config,
             Self::Preamble(_) => FrameType::Preamble,
             Self::EpochBegin { .. } => FrameType::EpochBegin,

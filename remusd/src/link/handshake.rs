@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::Instant;
 
 use super::{
     codec::{Decoder, Encoder},
@@ -12,7 +13,7 @@ use super::{
     session::{LinkOptions, Session},
     transport::Connection,
 };
-use crate::ids::{ProtectionId, SessionKey};
+use crate::ids::{Nonce, ProtectionId, SessionKey};
 
 /// Our software and its version, as told to peers.
 #[must_use]
@@ -84,10 +85,15 @@ async fn greet(
     let mut talk = Talk { connection, encoder: Encoder::new(key), decoder: Decoder::new(key) };
     let answer = tokio::time::timeout(patience, async {
         // A peer that refuses may have closed its end before it read everything: what it said counts more than our EPIPE.
-        let sent = talk.send(&hello).await;
-        match (talk.receive().await, sent) {
-            (Err(CloseReason::Eof), Err(sent)) => Err(sent),
-            (answer, _) => answer,
+        let mut sent = talk.send(&hello).await;
+        loop {
+            match (talk.receive().await, sent) {
+                (Ok(Frame::Challenge { nonce }), Ok(())) => {
+                    sent = talk.send(&Frame::ChallengeAnswer { nonce }).await;
+                }
+                (Err(CloseReason::Eof), Err(sent)) => break Err(sent),
+                (answer, _) => break answer,
+            }
         }
     })
     .await;
@@ -238,6 +244,29 @@ impl Incoming {
     pub async fn refuse(mut self, code: RefuseCode, text: String) -> Result<(), LinkError> {
         let failed = self.failed();
         self.talk.send(&Frame::Refuse { code, text }).await.map_err(failed)
+    }
+
+    /// Asks the peer for a sign of life.
+    ///
+    /// # Errors
+    /// [`LinkError::Handshake`] if the question cannot be sent.
+    pub async fn challenge(&mut self, nonce: Nonce) -> Result<(), LinkError> {
+        let failed = self.failed();
+        self.talk.send(&Frame::Challenge { nonce }).await.map_err(failed)
+    }
+
+    /// Waits for the answer to a challenge until then; `None` is none.
+    ///
+    /// # Errors
+    /// [`LinkError::Handshake`] if the stream ends, [`LinkError::UnexpectedFrame`] if the peer says something else.
+    pub async fn challenge_answer(&mut self, until: Instant) -> Result<Option<Nonce>, LinkError> {
+        let failed = self.failed();
+        match tokio::time::timeout_at(until, self.talk.receive()).await {
+            Err(_) => Ok(None),
+            Ok(Ok(Frame::ChallengeAnswer { nonce })) => Ok(Some(nonce)),
+            Ok(Ok(other)) => Err(LinkError::UnexpectedFrame { peer: self.hello.host.clone(), frame: other.name() }),
+            Ok(Err(reason)) => Err(failed(reason)),
+        }
     }
 
     /// Answers a query.

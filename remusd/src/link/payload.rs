@@ -1,4 +1,4 @@
-//! Layouts of the payloads, version 1. docs/protocol.md has them as a table.
+//! Layouts of the payloads, version 3. docs/protocol.md has them as a table.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -57,6 +57,7 @@ pub(super) fn put(frame: &Frame, out: &mut BytesMut) -> Result<(), FrameError> {
                 put_option(out, entry.domid, |out, domid| out.put_u32_le(domid.0));
             }
         }
+        Frame::Challenge { nonce } | Frame::ChallengeAnswer { nonce } => out.put_slice(nonce.0.as_bytes()),
         Frame::Config(bytes) | Frame::Preamble(bytes) => out.put_slice(bytes),
         Frame::EpochBegin { epoch, armed } => {
             out.put_u64_le(epoch.0);
@@ -242,6 +243,8 @@ fn read(kind: FrameType, from: &mut Fields) -> Field<Frame> {
             }
             Frame::QueryResult(entries)
         }
+        FrameType::Challenge => Frame::Challenge { nonce: Nonce(from.uuid()?) },
+        FrameType::ChallengeAnswer => Frame::ChallengeAnswer { nonce: Nonce(from.uuid()?) },
         FrameType::Config => Frame::Config(from.rest()),
         FrameType::Preamble => Frame::Preamble(from.rest()),
         FrameType::EpochBegin => Frame::EpochBegin { epoch: Epoch(from.u64()?), armed: from.bool()? },

@@ -284,6 +284,8 @@ impl LinkEvents {
                 | Frame::Welcome(_)
                 | Frame::Refuse { .. }
                 | Frame::QueryResult(_)
+                | Frame::Challenge { .. }
+                | Frame::ChallengeAnswer { .. }
                 | Frame::Config(_)
                 | Frame::Preamble(_)
                 | Frame::EpochBegin { .. }

@@ -128,12 +128,9 @@ impl Incoming {
                 | Event::RecordActive(_)
                 | Event::HandoverImpossible(_)
         );
-        // A copy that is built takes no further epoch; the primary was heard, and goes on.
-        // A newer session counts as much, if there is a guest over there to go on.
-        let heard = matches!(event, Event::CopyReady | Event::Replaced)
-            && (world.name_taken(1 - host)
-                || world.oracle.given_up.contains(&self.session)
-                || world.oracle.to_discard.contains(&self.session));
+        // A newer session counts if there is a guest over there to go on, or its primary has said that this copy is stale.
+        let heard = matches!(event, Event::Replaced)
+            && (world.had_guest(1 - host) || world.oracle.given_up.contains(&self.session));
         let name = super::coverage::short(&event);
         let actions = self.machine.step(event);
         if activatable && !excused && !heard && actions.iter().any(|action| matches!(action, Action::DestroyCopy)) {

@@ -109,6 +109,30 @@ fn f6_a_primary_that_is_heard_too_late_does_not_cost_the_only_copy() {
     }
 }
 
+/// A restarted primary's request to give the copy up is held up by a cut; when it arrives that host is dead (seed 1023117).
+#[test]
+fn f6_a_request_that_outlives_its_sender_does_not_cost_the_only_copy() {
+    let mut hit = 0;
+    for cut in (200..240).map(|tenth| LATER + 50 * MS + (tenth - 200) * MS / 10) {
+        let faults = [
+            at(LATER, What::Kill(0, 50 * MS)),
+            at(cut, What::CutFrom(0, 120 * MS)),
+            at(cut + 30 * MS, What::PowerLoss(0, 200 * MS)),
+        ];
+        let mut world = World::new(&plan(false, &faults));
+        world.trace = Some(Vec::new());
+        world.run();
+        assert!(world.oracle.violation.is_none(), "{:?} {faults:?}", world.oracle.violation);
+        let trace = world.trace.take().unwrap_or_default();
+        let dead = trace.iter().position(|line| line.contains("copy 0 is gone"));
+        if trace.iter().skip(dead.unwrap_or(trace.len())).any(|line| line.contains("Challenge")) {
+            hit += 1;
+            assert_eq!(started(&world), [1], "{faults:?}");
+        }
+    }
+    assert!(hit > 0, "the request was never on its way when its sender died");
+}
+
 #[test]
 fn f7_a_witness_that_was_wiped_or_rolled_back_lets_nobody_claim() {
     for spoil in [What::WitnessWipe, What::WitnessRollback] {

@@ -272,6 +272,14 @@ impl World {
             }
             _ => None,
         };
+        if let Some(Frame::Challenge { nonce }) = frame {
+            let answer = link::next(&mut asked.encoder, &Frame::ChallengeAnswer { nonce });
+            self.net_send(asked.conn, 0, answer);
+            if let Some(daemon) = &mut self.hosts[host].daemon {
+                daemon.connecting = Some(asked);
+            }
+            return;
+        }
         let Some(Frame::Welcome(_)) = frame else {
             self.net_close(asked.conn, 0);
             return;
@@ -410,6 +418,7 @@ impl World {
     pub(super) fn destroy_guest(&mut self, host: HostIx) {
         if let Some(copy) = self.hosts[host].guest.take() {
             self.note(|_| format!("host {host}: copy {copy} is gone"));
+            self.oracle.gone[host] = Some(self.now);
             self.copies[copy].run = Run::Gone;
             self.oracle.exposure_changed = true;
         }

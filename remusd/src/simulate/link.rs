@@ -165,10 +165,16 @@ impl LinkEnd {
 #[must_use]
 pub fn first(key: SessionKey, frame: &Frame) -> (Encoder, Parcel) {
     let mut encoder = Encoder::new(key);
+    let parcel = next(&mut encoder, frame);
+    (encoder, parcel)
+}
+
+/// A frame of a handshake, as bytes.
+pub fn next(encoder: &mut Encoder, frame: &Frame) -> Parcel {
     let mut bytes = BytesMut::new();
     // Our own short frames fit.
     let _ = encoder.encode(frame, &mut bytes);
-    (encoder, Parcel::Bytes(bytes.to_vec()))
+    Parcel::Bytes(bytes.to_vec())
 }
 
 /// How long a handshake may take.

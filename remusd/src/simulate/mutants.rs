@@ -87,6 +87,11 @@ pub const MUTANTS: &[Mutant] = &[
         caught_by: &[R1, R3],
     },
     Mutant {
+        line: "R9-newer-session-lives",
+        about: "a copy goes for a newer session only if its primary answers a challenge in time",
+        caught_by: &[R9],
+    },
+    Mutant {
         line: "R9-owner-before-unsealing",
         about: "a restarted daemon finds out who owns the guest before it unseals it",
         caught_by: &[R1, R3],

@@ -205,6 +205,7 @@ impl World {
             Input::Backup(done, number) => self.backup_input(host, done, number),
             Input::Recovery(done, number) => self.recovery_input(host, done, number),
             Input::Patience(conn) => self.out_of_patience(host, conn),
+            Input::Unanswered => self.continue_accepting(host),
             Input::Accepted(conn) => self.accepted(host, conn),
             Input::Keeper(..) | Input::KeeperRetry(..) | Input::KeeperLimit(..) => self.keeper_input(host, input),
             Input::Probe => self.probe(host),

@@ -92,8 +92,8 @@ pub struct Oracle {
     next_look: Micros,
     /// Sessions whose primary goes on alone: what the backup still holds of them is stale, and the primary has said so.
     pub given_up: Vec<u64>,
-    /// Sessions whose primary, with the guest at hand, has asked for the copy to be given up.
-    pub to_discard: Vec<u64>,
+    /// When each host last lost its guest.
+    pub gone: [Option<Micros>; 2],
     /// An operator has said that the other host is off.
     pub asserted: bool,
     /// An epoch was damaged on its way.
@@ -169,6 +169,13 @@ impl World {
             self.oracle.next_look = self.now + 5 * MS;
             self.judge_standstill();
         }
+    }
+
+    /// Whether the guest is on this host, or was no longer ago than a host may be silent without being suspected: nobody can know better
+    /// of the other one.
+    #[must_use]
+    pub fn had_guest(&self, host: HostIx) -> bool {
+        self.name_taken(host) || self.oracle.gone[host].is_some_and(|gone| self.now < gone + super::DETECTION)
     }
 
     fn judge_exposure(&mut self) {

@@ -2,6 +2,7 @@
 
 use super::daemon::{self, Asked, GUEST};
 use super::guest::Run;
+use super::link;
 use super::net::{ConnId, Parcel};
 use super::plan::{HostIx, MS, Micros};
 use super::witness::{Call, Keeper, Word, watched};
@@ -121,9 +122,6 @@ impl World {
                 self.recovery_asks(host, asked, false);
             }
             Action::DiscardAtPeer => {
-                if let Some(record) = self.hosts[host].disk.primary.filter(|_| self.name_taken(host)) {
-                    self.oracle.to_discard.push(record.session);
-                }
                 let key = self.next_generation(host);
                 let purpose = daemon::offer(self);
                 let asked = self.ask(host, key, purpose);
@@ -294,10 +292,13 @@ impl World {
                     return self.recovery_step(host, Event::Peer(role));
                 }
                 Ok(Some(Frame::Welcome(_))) => {
-                    let mut out = bytes::BytesMut::new();
-                    let _ = asked.encoder.encode(&Frame::Stop { reason: StopReason::Planned }, &mut out);
-                    self.net_send(asked.conn, 0, Parcel::Bytes(out.to_vec()));
+                    let stop = link::next(&mut asked.encoder, &Frame::Stop { reason: StopReason::Planned });
+                    self.net_send(asked.conn, 0, stop);
                     self.later(host, super::STOP_DEADLINE, Input::Patience(asked.conn));
+                }
+                Ok(Some(Frame::Challenge { nonce })) => {
+                    let answer = link::next(&mut asked.encoder, &Frame::ChallengeAnswer { nonce });
+                    self.net_send(asked.conn, 0, answer);
                 }
                 Ok(Some(Frame::Stopped)) => {
                     self.net_close(asked.conn, 0);

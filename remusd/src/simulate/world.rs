@@ -37,6 +37,8 @@ pub enum Input {
     Recovery(super::recover::Done, u64),
     /// An offer or a question was waited for long enough.
     Patience(ConnId),
+    /// A challenge was waited for long enough.
+    Unanswered,
     /// An accepted offer's receiver is started.
     Accepted(ConnId),
     /// A way to the witness has an answer, by number.

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::Epoch;
-use crate::link::{Frame, OnPrimaryLoss, RecordKey, Token};
+use crate::link::{Frame, OnPrimaryLoss, RecordKey, Role, Token};
 use crate::stream::{PageBatch, Record};
 
 /// Where an incoming protection stands.
@@ -34,6 +34,21 @@ pub enum State {
     Forfeiting,
     /// Nothing is left of the copy.
     Discarded,
+}
+
+impl State {
+    /// What a host with such a copy is to the protection, as told to a peer that asks.
+    #[must_use]
+    pub fn role(self) -> Role {
+        match self {
+            Self::Syncing => Role::Syncing,
+            // Lost to the primary: as good as one that waits, for whoever asks.
+            Self::Armed | Self::Waiting | Self::Yielding => Role::Armed,
+            Self::Activating | Self::Claiming | Self::Confirming | Self::Starting => Role::Activating,
+            Self::Active => Role::Active,
+            Self::Discarding | Self::Forfeiting | Self::Discarded => Role::Discarded,
+        }
+    }
 }
 
 /// On whose word a copy is activated.

@@ -4,6 +4,7 @@ mod failover;
 mod failures;
 mod fake;
 mod gates;
+mod newer;
 mod offers;
 mod parties;
 mod witness;
@@ -16,8 +17,11 @@ use tokio::io::duplex;
 
 use self::fake::{FakeHost, FakeReceivers, MemoryRecords};
 use super::*;
+use crate::backup::host::IncomingDomain;
+use crate::backup::machine::State;
 use crate::ids::{DomId, Epoch, Generation, Nonce, SessionKey};
 use crate::link::{EpochEnd, GuestType, LinkEvent, LinkEvents, LinkSender, OnPrimaryLoss, PrimaryLink};
+use crate::ops::EventKind;
 use crate::stream::digest::Digester;
 use crate::stream::{Layer, PAGE_SIZE, PageBatch, Record};
 

@@ -98,6 +98,8 @@ fn samples() -> Vec<Frame> {
             acked: Some(Epoch(17)),
             domid: Some(DomId(12)),
         }]),
+        Frame::Challenge { nonce: Nonce(Uuid::from_u128(0xc4a1)) },
+        Frame::ChallengeAnswer { nonce: Nonce(Uuid::from_u128(0xc4a2)) },
         Frame::Config(Bytes::from_static(b"{}")),
         Frame::Preamble(Bytes::from_static(b"\xff\xff")),
         Frame::EpochBegin { epoch: Epoch(1), armed: true },

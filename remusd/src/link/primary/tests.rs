@@ -60,7 +60,7 @@ async fn a_transport_that_dies_in_a_session_is_told_with_its_last_words() {
     // A peer that welcomes everybody: it replays a WELCOME made for the session's key.
     let key = SessionKey { generation: Generation(1), nonce: Nonce(uuid::Uuid::from_u128(3)) };
     let welcome = Frame::Welcome(Welcome {
-        version: 2,
+        version: crate::link::frame::VERSION_MAX,
         capabilities: 0,
         software: "r".into(),
         host: "b".into(),
