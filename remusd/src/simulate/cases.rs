@@ -85,6 +85,18 @@ fn f5_a_switchover_whose_confirmation_is_lost_has_one_owner() {
     }
 }
 
+/// The confirmation is lost, and the guest boots anew where it is now: the copy that stands still is given up (seed 1337403).
+#[test]
+fn f5_a_switchover_whose_guest_boots_anew_has_one_owner() {
+    for delay in 0..20 {
+        let ends = at(LATER + 12 * MS + delay * MS, What::GuestEnds(GuestEnd::Watchdog));
+        let faults = [at(LATER, What::Switchover), at(LATER + 8 * MS, What::Freeze(0, 100 * MS)), ends];
+        for world in both(&[&faults[..], &[at(LATER + 35 * MS, What::Reset)]].concat()) {
+            assert!(started(&world).len() <= 1, "{faults:?}");
+        }
+    }
+}
+
 #[test]
 fn f6_a_winner_that_cannot_start_gives_the_guest_back() {
     let faults =

@@ -58,9 +58,14 @@ impl World {
                 self.kill(host, MS);
                 continue;
             }
-            // Switched over without a witness, and the word of it is lost: a restarted daemon asks the other host.
-            let given = daemon.primary.as_ref().is_some_and(|p| matches!(p.machine.state(), State::Holding(_)));
-            if given && elsewhere && self.handing_over(host) {
+            // Switched over without a witness, and the word of it is lost: a restarted daemon asks the other host. The guest may have
+            // booted anew over there since (seed 1337403).
+            let held = daemon.primary.as_ref().filter(|p| matches!(p.machine.state(), State::Holding(_)));
+            let taken = |session: u64| {
+                let started = |(copy, of): &(usize, u64)| *of == session && self.copies[*copy].host == other;
+                self.oracle.started.iter().any(started) && self.hosts[other].guest.is_some_and(lives)
+            };
+            if held.is_some_and(|primary| taken(primary.session)) && self.handing_over(host) {
                 self.note(|_| format!("host {host}: an operator restarts the daemon"));
                 self.kill(host, MS);
                 continue;
