@@ -132,7 +132,13 @@ async fn status(list: &GateList, places: &Places, store: &dyn XenStore) -> Resul
         let _ = writeln!(text, "guards {} ({}): {}", entry.name, entry.uuid, entry.why);
         for domid in domains_of(store, &entry).await.map_err(refused)? {
             for (vif, sealed) in vifs::sealed(store, domid).await.map_err(refused)? {
-                let _ = writeln!(text, "  domain {domid}: {vif} is {}", if sealed { "sealed" } else { "open" });
+                let how = match (sealed, vifs::is_up(&vif)) {
+                    (true, _) => "sealed",
+                    (false, true) => "open",
+                    // Netback has made it, and its hotplug script, which seals it, has yet to come.
+                    (false, false) => "down",
+                };
+                let _ = writeln!(text, "  domain {domid}: {vif} is {how}");
             }
         }
     }

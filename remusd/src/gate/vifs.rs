@@ -71,6 +71,16 @@ pub async fn open(store: &dyn XenStore, domid: DomId) -> Result<Vec<String>, Vif
     Ok(opened)
 }
 
+/// Whether an interface passes anything on. One that cannot be asked counts as one that does.
+#[must_use]
+pub fn is_up(vif: &str) -> bool {
+    /// `IFF_UP` of `linux/if.h`.
+    const UP: u32 = 1;
+    let flags = std::fs::read_to_string(format!("/sys/class/net/{vif}/flags"));
+    let flags = flags.ok().and_then(|text| u32::from_str_radix(text.trim().trim_start_matches("0x"), 16).ok());
+    flags.is_none_or(|flags| flags & UP != 0)
+}
+
 /// Which of a domain's interfaces are there, and whether each is sealed.
 ///
 /// # Errors
