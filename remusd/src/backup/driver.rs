@@ -24,6 +24,7 @@ use crate::link::session::{Outbox, Report as Beat, SessionEvent};
 use crate::link::{CloseReason, Frame, GuestState, Token};
 use crate::ops::{EventKind, EventLog};
 use crate::stream::PlainComposer;
+use crate::witness::Health;
 use crate::xen::PageHash;
 
 mod audit;
@@ -50,6 +51,8 @@ pub(super) enum Input {
     /// The witness's answer.
     Witness(Event),
     WitnessAlarm(String),
+    /// Whether the witness answers this host.
+    WitnessHealth(Health),
     /// The witness knows that the copy runs here.
     Recorded,
     /// What was read of the copy for this check.
@@ -91,6 +94,9 @@ pub(super) struct Driver {
     refused: Option<String>,
     asking: Option<witness::Asking>,
     clock_told: bool,
+    /// Whether the witness was said to be out of this host's reach.
+    witness_away: bool,
+    unread_told: bool,
     comparer: Comparer,
     gray: Watch,
     record: IncomingRecord,
@@ -146,6 +152,8 @@ impl Driver {
             refused: None,
             asking,
             clock_told: false,
+            witness_away: false,
+            unread_told: false,
             comparer: Comparer::new(),
             gray: Watch::backup(detection(&start.offer)),
             record: start.record,
@@ -234,14 +242,10 @@ impl Driver {
     }
 
     fn heartbeat(&mut self, beat: crate::link::Heartbeat) {
-        let skew = beat.wall_clock_ms.abs_diff(crate::link::session::wall_clock_ms());
-        if skew > 100 && !self.clock_told {
+        let skewed = news::clock_skew(beat.wall_clock_ms, crate::link::session::wall_clock_ms());
+        if let Some(text) = skewed.filter(|_| !self.clock_told) {
             self.clock_told = true;
-            let ahead = if beat.wall_clock_ms > crate::link::session::wall_clock_ms() { "ahead of" } else { "behind" };
-            tracing::warn!(
-                domain = self.whose.name,
-                "the primary's clock is {skew} ms {ahead} this host's: after a failover the guest's wall clock would jump; run NTP on both hosts"
-            );
+            self.publish(EventKind::Degraded, text);
         }
         let now = std::time::Instant::now();
         self.status.send_modify(|status| status.heartbeat = Some((beat, now)));
@@ -310,7 +314,11 @@ impl Driver {
                 self.step(place.map_or_else(Event::LanDown, |()| Event::LanUp));
             }
             Input::Destroyed => self.step(Event::Destroyed),
-            Input::Witness(event) => self.step(event),
+            Input::Witness(event) => {
+                self.arbitration(&event);
+                self.step(event);
+            }
+            Input::WitnessHealth(health) => self.witness_health(&health),
             Input::WitnessAlarm(text) => self.publish(EventKind::WitnessTrouble, text),
             Input::Recorded => {
                 self.record.owed = false;

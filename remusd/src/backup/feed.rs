@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::ids::Epoch;
+use crate::ops::Backoff;
 
 /// Bytes that the pipe may hold: fewer switches between writer and receiver during the first copy.
 const PIPE: i32 = 1 << 20;
@@ -18,7 +19,7 @@ const LOOK_FIRST: Duration = Duration::from_micros(200);
 const LOOK_LAST: Duration = Duration::from_millis(5);
 
 /// The writing end of a pipe that can tell what its reader has not read yet.
-pub trait FeedPipe: AsyncWrite + Send + Unpin {
+pub trait FeedPipe: AsyncWrite + Send + Sync + Unpin {
     /// Bytes in the pipe.
     ///
     /// # Errors
@@ -26,7 +27,7 @@ pub trait FeedPipe: AsyncWrite + Send + Unpin {
     fn unread(&self) -> io::Result<u64>;
 }
 
-impl<T: AsyncWrite + AsFd + Send + Unpin> FeedPipe for T {
+impl<T: AsyncWrite + AsFd + Send + Sync + Unpin> FeedPipe for T {
     fn unread(&self) -> io::Result<u64> {
         Ok(rustix::io::ioctl_fionread(self)?)
     }
@@ -126,14 +127,20 @@ async fn run(
                 pipe.flush().await?;
             }
             Item::Mark(epoch) => {
-                let mut wait = LOOK_FIRST;
-                while pipe.unread()? > 0 {
-                    tokio::time::sleep(wait).await;
-                    wait = (wait * 2).min(LOOK_LAST);
-                }
+                drained(&*pipe).await?;
                 tell(FeedEvent::Drained(epoch));
             }
         }
+    }
+    Ok(())
+}
+
+/// Waits until the receiver has read everything.
+async fn drained(pipe: &dyn FeedPipe) -> io::Result<()> {
+    let mut backoff = Backoff::endless(LOOK_FIRST, LOOK_LAST).map_err(io::Error::other)?;
+    while pipe.unread()? > 0 {
+        // Endless.
+        let _ = backoff.wait().await;
     }
     Ok(())
 }

@@ -26,7 +26,11 @@ impl Driver {
         let report = match read {
             Ok(hashes) => self.comparer.read(check, &hashes),
             Err(error) => {
-                tracing::warn!(domain = self.whose.name, "the audit cannot read the copy's pages: {error}");
+                if !self.unread_told {
+                    self.unread_told = true;
+                    let text = format!("the audit cannot read the copy's pages, so nobody would notice a wrong one: {error}");
+                    self.publish(EventKind::Degraded, text);
+                }
                 self.comparer.unread(check);
                 None
             }

@@ -5,10 +5,26 @@ use tokio::time::Instant;
 use super::{Activation, Driver};
 use crate::backup::error::CommandError;
 use crate::backup::incoming::{ActivationReport, domain_ref};
-use crate::backup::machine::{Authority, Report};
+use crate::backup::machine::{Authority, Event, Report};
 use crate::backup::record::Phase;
 use crate::ids::Epoch;
 use crate::ops::EventKind;
+use crate::witness::Health;
+
+/// From here on a jump of the guest's wall clock at a failover is worth a word, in milliseconds.
+const SKEW: u64 = 100;
+
+/// What a heartbeat's clock, milliseconds since the Unix epoch, tells next to ours (hazard F25d).
+pub(super) fn clock_skew(theirs: u64, ours: u64) -> Option<String> {
+    let skew = theirs.abs_diff(ours);
+    let ahead = if theirs > ours { "ahead of" } else { "behind" };
+    (skew > SKEW).then(|| {
+        format!(
+            "the primary's clock is {skew} ms {ahead} this host's: after a failover the guest's wall clock would jump; run NTP on both \
+             hosts"
+        )
+    })
+}
 
 impl Driver {
     pub(super) fn publish(&self, kind: EventKind, detail: String) {
@@ -62,7 +78,7 @@ impl Driver {
             ),
             Report::Token(token) => self.status.send_modify(|status| status.token = token),
             Report::TokenUnsaved(text) => {
-                tracing::error!(domain = self.whose.name, "cannot agree on who decides: {text}");
+                self.publish(EventKind::Degraded, format!("who decides cannot be written down here, so nothing changes: {text}"));
             }
             Report::Discarded(text) => {
                 self.record.owed = false;
@@ -74,6 +90,37 @@ impl Driver {
                     let _ = reply.send(Ok(()));
                 }
             }
+        }
+    }
+
+    /// The witness has answered who owns the guest.
+    pub(super) fn arbitration(&self, event: &Event) {
+        match event {
+            Event::ClaimWon(key) => self.publish(
+                EventKind::ArbitrationWon,
+                format!("the witness's record (generation {}) is this host's: the copy may run", key.generation),
+            ),
+            Event::ClaimLost(text) => self.publish(
+                EventKind::ArbitrationLost,
+                format!("the witness has given the guest to the other host: {text}"),
+            ),
+            _ => {}
+        }
+    }
+
+    /// Whether this host could ask the witness at all. The protection goes on: it is the next fault that would meet it.
+    pub(super) fn witness_health(&mut self, health: &Health) {
+        match health {
+            Health::Down(why) if !self.witness_away => {
+                self.witness_away = true;
+                let text = "this host does not reach the witness; while that is so it cannot win the guest if the primary fails";
+                self.publish(EventKind::Degraded, format!("{text}: {why}"));
+            }
+            Health::Up if self.witness_away => {
+                self.witness_away = false;
+                self.publish(EventKind::WhoDecides, "this host reaches the witness again".into());
+            }
+            _ => {}
         }
     }
 
@@ -91,5 +138,17 @@ impl Driver {
             claimed_ms: until(activation.claimed),
             running_ms: until(None),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clocks_that_differ_by_more_than_a_tenth_of_a_second_are_told_with_their_sign() {
+        assert_eq!((clock_skew(1000, 1100), clock_skew(1100, 1000)), (None, None));
+        assert!(clock_skew(1000, 1101).unwrap().contains("101 ms behind"));
+        assert!(clock_skew(1201, 1000).unwrap().contains("201 ms ahead of"));
     }
 }

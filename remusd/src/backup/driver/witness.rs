@@ -21,13 +21,15 @@ pub(in crate::backup) struct Asking {
     tell: mpsc::UnboundedSender<Input>,
     newest: Arc<AtomicU64>,
     watching: Option<AbortHandle>,
-    follower: AbortHandle,
+    followers: [AbortHandle; 2],
     _probe: Option<Arc<Probe>>,
 }
 
 impl Drop for Asking {
     fn drop(&mut self) {
-        self.follower.abort();
+        for follower in &self.followers {
+            follower.abort();
+        }
         if let Some(watching) = &self.watching {
             watching.abort();
         }
@@ -46,7 +48,16 @@ fn claimed(outcome: Outcome) -> Event {
 
 impl Asking {
     pub fn start(opened: Opened, peer: Host, tell: mpsc::UnboundedSender<Input>) -> Self {
-        let Opened { keeper, mut events, probe, health: _ } = opened;
+        let Opened { keeper, mut events, probe, mut health } = opened;
+        let told = tell.clone();
+        let health_follower = tokio::spawn(async move {
+            loop {
+                let now = health.borrow_and_update().clone();
+                if told.send(Input::WitnessHealth(now)).is_err() || health.changed().await.is_err() {
+                    return;
+                }
+            }
+        });
         let told = tell.clone();
         let follower = tokio::spawn(async move {
             while let Some(event) = events.recv().await {
@@ -68,7 +79,7 @@ impl Asking {
             tell,
             newest: Arc::default(),
             watching: None,
-            follower: follower.abort_handle(),
+            followers: [follower.abort_handle(), health_follower.abort_handle()],
             _probe: probe,
         }
     }

@@ -5,6 +5,7 @@ mod failures;
 mod fake;
 mod gates;
 mod newer;
+mod news;
 mod offers;
 mod parties;
 mod witness;
@@ -94,6 +95,26 @@ impl Backup {
 
     fn told(&self, kind: EventKind) -> bool {
         self.events.subscribe().0.iter().any(|event| event.kind == kind)
+    }
+
+    /// Whether these were told in this order, with anything between them.
+    fn told_in_order(&self, kinds: &[EventKind]) -> bool {
+        let told = self.events.subscribe().0;
+        let mut told = told.iter().map(|event| event.kind);
+        kinds.iter().all(|kind| told.any(|seen| seen == *kind))
+    }
+
+    /// Waits until this was told, and returns its words.
+    async fn hears(&self, kind: EventKind) -> String {
+        let filter = crate::ops::Filter { kinds: vec![kind], ..crate::ops::Filter::default() };
+        let (past, mut live) = self.events.subscribe_to(filter);
+        if let Some(event) = past.first() {
+            return event.detail.clone();
+        }
+        match tokio::time::timeout(Duration::from_secs(10), live.next()).await {
+            Ok(Some(crate::ops::Delivery::Event(event))) => event.detail.clone(),
+            other => panic!("no {kind:?} but {other:?}"),
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::stream::PeerStream;
 use super::{HANDSHAKE, Use, config, socket};
 use crate::link::transport::Connection;
+use crate::ops::Backoff;
 use crate::pair::{Certificate, Keyring, Peer};
 
 /// How many strangers may be talked to at a time, and for how long. Beyond that the oldest gives way: an honest handshake takes
@@ -111,6 +112,20 @@ fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
+/// The next connection. What keeps it away (out of descriptors, mostly) passes without an event to wait for.
+async fn accept<T, F: Future<Output = std::io::Result<T>>>(mut next: impl FnMut() -> F) -> T {
+    let backoff = Backoff::endless(Duration::from_millis(10), Duration::from_secs(1));
+    let mut backoff = backoff.expect("0 < first <= cap");
+    loop {
+        match next().await {
+            Ok(accepted) => return accepted,
+            Err(error) => tracing::warn!("cannot accept a connection: {error}"),
+        }
+        // Endless.
+        let _ = backoff.wait().await;
+    }
+}
+
 async fn accept_each<H, F>(listener: &TcpListener, keyring: &Arc<Keyring>, limits: Limits, handle: H)
 where
     H: Fn(Arrived) -> F + Clone + Send + Sync + 'static,
@@ -118,15 +133,7 @@ where
 {
     let strangers = Strangers::default();
     loop {
-        let (tcp, from) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                // Out of descriptors, mostly: the next accept may do better, a tight loop would not.
-                tracing::warn!("cannot accept a connection: {error}");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
+        let (tcp, from) = accept(|| listener.accept()).await;
         let place = strangers.enter(from.ip(), limits);
         let (keyring, handle) = (keyring.clone(), handle.clone());
         tokio::spawn(async move {
@@ -214,6 +221,21 @@ fn network(address: IpAddr) -> IpAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_keeps_connections_away_is_waited_out_ever_longer_and_not_polled() {
+        let start = tokio::time::Instant::now();
+        let mut tries = Vec::new();
+        let got = accept(|| {
+            tries.push(start.elapsed().as_millis());
+            std::future::ready(match tries.len() {
+                1..=4 => Err(std::io::Error::from_raw_os_error(24)),
+                _ => Ok(7),
+            })
+        });
+        assert_eq!(got.await, 7);
+        assert_eq!(tries, [0, 10, 30, 70, 150]);
+    }
 
     #[test]
     fn the_oldest_stranger_gives_way_first_of_the_same_address() {

@@ -11,18 +11,17 @@ use super::super::options::OnPrimaryLoss;
 use super::super::peer::GuestDoes;
 use super::super::pump::PumpOrder;
 use super::super::report::EpochReport;
-use super::{Current, Driver};
+use super::{Current, Driver, news};
 use crate::capture::{SaveHelper, SaveHelperConfig};
 use crate::ids::Epoch;
-use crate::link::Token;
-use crate::ops::EventKind;
+use crate::ops::{Backoff, EventKind};
 use crate::xen::suspend::Settled;
 
 /// How long a guest that has taken a suspend request may take to suspend after all before it is given up as stuck.
 const SETTLE: Duration = Duration::from_secs(10);
 
-/// How often a guest that may still suspend is looked after, each time for [`SETTLE`].
-const LATE_SETTLES: u32 = 60;
+/// How long a guest that may still suspend is looked after.
+const LATE: Duration = Duration::from_secs(600);
 
 /// How long the backup may take to run a copy that it was handed.
 const HANDOVER: Duration = Duration::from_secs(30);
@@ -233,15 +232,10 @@ impl Driver {
                 ),
             ),
             Action::ReportToken(token, text) => {
-                self.tell(EventKind::WhoDecides, match token {
-                    Token::Primary if self.parts.options.witness.is_some() => format!(
-                        "the token is the primary's ({text}): if this host fails only an operator can activate the copy"
-                    ),
-                    Token::Primary => text,
-                    Token::Witness(key) => {
-                        format!("the witness decides who goes on alone (record generation {})", key.generation)
-                    }
-                });
+                let witness = self.parts.options.witness.is_some();
+                for (kind, text) in news::token(token, text, witness, self.machine.is_protected()) {
+                    self.tell(kind, text);
+                }
             }
             Action::ReportYielding(text) => self.tell(
                 EventKind::Yielding,
@@ -415,18 +409,19 @@ impl Driver {
         tracing::error!(domain = name, "the guest cannot be brought back to run yet: {why}; trying on");
         let Some(mut suspender) = self.suspender.take() else { return };
         tokio::spawn(async move {
-            // As often as it takes a guest that is merely slow; one that never reacts was never asked, or hangs for good.
-            for _ in 0..LATE_SETTLES {
+            let Ok(mut backoff) = Backoff::new(SETTLE / 10, SETTLE, LATE) else { return };
+            // As long as it takes a guest that is merely slow; one that never reacts was never asked, or hangs for good.
+            loop {
                 match suspender.settle(SETTLE).await {
                     Ok(Settled::Undecided) => {}
                     Ok(settled) => {
                         tracing::info!(domain = name, ?settled, "the late guest");
                         return;
                     }
-                    Err(error) => {
-                        tracing::error!(domain = name, "the late guest: {error}");
-                        tokio::time::sleep(SETTLE).await;
-                    }
+                    Err(error) => tracing::error!(domain = name, "the late guest: {error}"),
+                }
+                if backoff.wait().await.is_err() {
+                    return;
                 }
             }
         });

@@ -6,6 +6,7 @@
 mod actions;
 mod audit;
 mod cleanup;
+mod news;
 mod wait;
 mod witness;
 

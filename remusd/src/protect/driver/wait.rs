@@ -8,7 +8,7 @@ use super::super::machine::{Event, GuestEnd, State};
 use super::super::peer::{GuestDoes, PeerEvent};
 use super::super::pump::PumpEvent;
 use super::witness::{Asking, Heard};
-use super::{Driver, Order};
+use super::{Driver, Order, news};
 use crate::capture::{CaptureError, HelperCall};
 use crate::gray::{Condition, Seen};
 use crate::ops::EventKind;
@@ -77,7 +77,12 @@ impl Driver {
 
     fn on_witness(&self, heard: Heard) -> Option<Event> {
         match heard {
-            Heard::Event(event) => Some(event),
+            Heard::Event(event) => {
+                if let Some((kind, text)) = news::arbitration(&event) {
+                    self.tell(kind, text);
+                }
+                Some(event)
+            }
             Heard::Alarm(text) => {
                 self.tell(EventKind::WitnessTrouble, text);
                 None

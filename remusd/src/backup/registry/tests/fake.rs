@@ -30,6 +30,8 @@ pub(super) struct FakeHost {
     pub free_kib: Mutex<Option<u64>>,
     pub broken: Mutex<bool>,
     pub carrier: Mutex<Option<bool>>,
+    /// Nobody may read a domain's pages.
+    pub unreadable: Mutex<bool>,
     /// The names that domains had when their interfaces were opened.
     pub opened: Mutex<Vec<String>>,
 }
@@ -107,6 +109,9 @@ impl BackupHost for FakeHost {
         domid: DomId,
         gfns: Vec<u64>,
     ) -> Result<Vec<Option<crate::xen::PageHash>>, BackupError> {
+        if *self.unreadable.lock().unwrap() {
+            return Err(BackupError::Host("mapping was refused".into()));
+        }
         let read =
             self.with(domid, |guest| gfns.iter().map(|gfn| guest.memory.get(gfn).map(|fill| hash(*fill))).collect());
         read.map_err(|error| BackupError::Host(error.to_string()))
@@ -368,6 +373,8 @@ pub(super) fn preamble() -> Bytes {
 pub(super) struct Witnesses {
     pub store: crate::witness::memory::MemoryStore,
     pub state: crate::state::StateDir,
+    /// Whether it answers, as the probe sees it.
+    pub health: Arc<watch::Sender<crate::witness::Health>>,
     _dir: Arc<tempfile::TempDir>,
 }
 
@@ -375,7 +382,8 @@ impl Witnesses {
     pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let state = crate::state::StateDir::open(dir.path()).unwrap();
-        Self { store: crate::witness::memory::MemoryStore::new("w"), state, _dir: Arc::new(dir) }
+        let health = Arc::new(watch::Sender::new(crate::witness::Health::Untried));
+        Self { store: crate::witness::memory::MemoryStore::new("w"), state, health, _dir: Arc::new(dir) }
     }
 
     /// The same witness as the primary's host reaches it, with a memory of its own.
@@ -389,8 +397,7 @@ impl WitnessSource for Witnesses {
         let store: Arc<dyn crate::witness::WitnessStore> = Arc::new(self.store.clone());
         let (keeper, events) =
             crate::witness::Keeper::start(protection, store, &self.state, None).map_err(|e| e.to_string())?;
-        let (_, health) = watch::channel(crate::witness::Health::Untried);
-        Ok(Opened { keeper, events, health, probe: None })
+        Ok(Opened { keeper, events, health: self.health.subscribe(), probe: None })
     }
 
     fn has_seen(&self, protection: ProtectionId) -> Result<bool, String> {

@@ -77,6 +77,8 @@ async fn the_witness_gives_the_guest_to_the_backup_of_a_lost_primary() {
     drop(primary);
     let status = backup.reaches(State::Active).await;
     assert_eq!(status.activation.unwrap().authority, Authority::Witness);
+    assert!(backup.told_in_order(&[EventKind::PrimarySuspect, EventKind::ArbitrationWon, EventKind::Activated]));
+    assert!(!backup.told(EventKind::ArbitrationLost));
     assert_eq!(backup.host.running(NAME).unwrap().0, expected);
     let record = owner.reaches(RecordState::Active).await;
     assert_eq!(record.owner.id, backup.witnesses.state.host().unwrap().id);
@@ -91,6 +93,7 @@ async fn a_copy_that_lost_the_record_is_kept_until_the_winner_runs() {
     drop(primary);
     backup.reaches(State::Yielding).await;
     assert_eq!(backup.host.names(), ["web--incoming"], "F6: it may yet be the only one");
+    assert!(backup.told(EventKind::ArbitrationLost) && !backup.told(EventKind::ArbitrationWon));
     assert!(matches!(owner.keeper.activate(key, SOON).await, Answer::Settled(Outcome::Won(_))));
     backup.reaches(State::Discarded).await;
     assert!(backup.host.names().is_empty());
