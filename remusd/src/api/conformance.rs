@@ -45,7 +45,7 @@ fn requests() -> Vec<Request> {
         Request::Unprotect { domain: "g".into(), tag: tag.clone() },
         Request::Failover { domain: "g".into(), primary_is_off: true, tag: tag.clone() },
         Request::Switchover { domain: "g".into(), tag: tag.clone() },
-        Request::AssumeAlone { domain: "g".into() },
+        Request::AssumeAlone { domain: "g".into(), tag: tag.clone() },
         Request::Discard { domain: "g".into(), tag: tag.clone() },
         Request::Recover { domain: domain(), assume_owner: true, tag },
         Request::Abort { job: OperationId(1), wait: true },
@@ -175,10 +175,10 @@ fn every_type_has_the_members_that_are_written() {
     }
     let kinds: Vec<Value> = EventKind::ALL.iter().map(|kind| json!(kind)).collect();
     assert_eq!(kinds, values(&interface, "EventKind"));
-    let jobs = ["protect", "unprotect", "switchover", "failover", "discard", "recover", "disk_sync"];
-    for (name, value) in jobs.iter().zip(values(&interface, "JobKind")) {
-        let kind: OperationKind = serde_json::from_value(value).unwrap();
-        assert_eq!(*name, kind.to_string());
+    let jobs: Vec<Value> = OperationKind::ALL.iter().map(|kind| json!(kind)).collect();
+    assert_eq!(jobs, values(&interface, "JobKind"));
+    for (kind, name) in OperationKind::ALL.iter().zip(jobs) {
+        assert_eq!(json!(kind.to_string()), name, "the same word everywhere");
     }
     for value in values(&interface, "ErrorCode") {
         let _: ErrorCode = serde_json::from_value(value).unwrap();

@@ -136,6 +136,9 @@ pub enum Request {
     AssumeAlone {
         /// Domain name, id or UUID.
         domain: String,
+        /// See [`Request`].
+        #[serde(default)]
+        tag: Option<String>,
     },
     /// On the backup: destroy the copy without activating it.
     Discard {

@@ -98,6 +98,9 @@ pub enum Command {
         /// I know the risk: do not ask.
         #[arg(long)]
         yes: bool,
+        /// How to hear of the end.
+        #[command(flatten)]
+        notify: Notify,
     },
     /// On the backup: destroy the copy without starting it.
     Discard {
@@ -190,7 +193,9 @@ impl Args {
             Command::Switchover { domain, notify } => {
                 Request::Switchover { domain: domain.clone(), tag: notify.tag.clone() }
             }
-            Command::AssumeAlone { domain, .. } => Request::AssumeAlone { domain: domain.clone() },
+            Command::AssumeAlone { domain, notify, .. } => {
+                Request::AssumeAlone { domain: domain.clone(), tag: notify.tag.clone() }
+            }
             // These go to the pairing socket, or nowhere, or take more than one answer.
             Command::Pair(_)
             | Command::Unpair { .. }

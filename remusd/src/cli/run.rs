@@ -61,7 +61,7 @@ async fn asked(args: &Args) -> Result<u8, ApiError> {
             0
         }),
         None => match args.request() {
-            Ok(Request::AssumeAlone { domain }) if !said_yes(args) && !confirmed(&domain) => {
+            Ok(Request::AssumeAlone { domain, .. }) if !said_yes(args) && !confirmed(&domain) => {
                 Err(ApiError::new(ErrorCode::Conflict, "nothing was done"))
             }
             Ok(request) => talk(args, request).await,

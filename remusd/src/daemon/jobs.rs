@@ -16,7 +16,6 @@ use crate::ops::{DomainRef, EventKind, How, OperationId, OperationKind, Outcome,
 use crate::protect::driver::{Handle, Order};
 use crate::protect::machine::State;
 use crate::protect::options::{ProtectOptions, Target};
-use crate::state::PrimaryRecord;
 
 /// An operation that was begun. The waiter is there unless the initiator wants an event.
 pub struct Begun {
@@ -255,32 +254,6 @@ impl Daemon {
             work.complete(match handle.discard().await {
                 Ok(()) => Outcome::done(format!("The copy of {name} on this host is destroyed")),
                 Err(error) => Outcome::Failed(ApiError::new(ErrorCode::Conflict, error.to_string())),
-            });
-        })
-    }
-
-    /// Puts one domain right after a crash: completes when that is done or cannot be.
-    ///
-    /// # Errors
-    /// `Conflict` when the daemon is shutting down.
-    pub fn begin_recover(
-        self: &Arc<Self>,
-        record: PrimaryRecord,
-        assume_owner: bool,
-        by: Option<Initiator>,
-        tag: Option<String>,
-    ) -> Result<Begun, ApiError> {
-        let domain = DomainRef { domid: Some(record.domid), name: record.name.clone(), uuid: record.uuid };
-        let spec = Spec::new(OperationKind::Recover, domain).never_abort(
-            "the guest's output is sealed meanwhile; it ends by itself once the other host has answered or not",
-        );
-        let spec = Spec { initiator: by, ..spec };
-        let daemon = self.clone();
-        self.begin(spec, tag, |work| async move {
-            let result = daemon.recover(record, assume_owner).await;
-            work.complete(match result {
-                Ok(text) => Outcome::done(text),
-                Err(error) => Outcome::Failed(error),
             });
         })
     }

@@ -1,6 +1,7 @@
 //! The daemon of one host, both roles: what it holds (`mod`), what it answers (`service`), how a protection is set up (`setup`),
 //! what is put right after a crash (`recover`), and the guests it is the monitor of (`monitor`).
 
+mod decide;
 pub mod devices;
 mod ends;
 mod follow;
@@ -19,6 +20,8 @@ pub mod run;
 pub mod service;
 pub mod setup;
 mod status;
+#[cfg(test)]
+mod tests;
 pub mod witness;
 
 use std::collections::{HashMap, HashSet};
@@ -31,7 +34,7 @@ use tokio::task::JoinHandle;
 
 use crate::api::{ApiError, ErrorCode};
 use crate::ids::{Generation, ProtectionId};
-use crate::ops::{DomainRef, EventLog, Operations};
+use crate::ops::{DomainRef, EventLog, OperationId, Operations};
 use crate::pair::Pairing;
 use crate::protect::driver;
 use crate::protect::fate::Toolstack;
@@ -98,12 +101,15 @@ pub struct Daemon {
     /// Protections that are being set up, which takes as long as the peer takes to answer.
     starting: Arc<std::sync::Mutex<HashSet<ProtectionId>>>,
     pairing: OnceLock<Result<Arc<Pairing>, String>>,
-    /// Recoveries that wait for a witness.
-    recoveries: std::sync::Mutex<HashMap<ProtectionId, tokio::task::AbortHandle>>,
+    /// The newest recovery of each protection.
+    recoveries: Mutex<HashMap<ProtectionId, OperationId>>,
     /// Witnesses of protections that are being recovered.
     recovering: std::sync::Mutex<HashMap<ProtectionId, crate::protect::ownership::Opened>>,
     /// The witnesses that protections name.
     pub witnesses: Arc<witness::Witnesses>,
+    /// Takes the place of setting a protection up.
+    #[cfg(test)]
+    double: OnceLock<tests::Double>,
 }
 
 /// Keeps a second set-up of the same domain away until dropped.
@@ -130,7 +136,7 @@ impl Daemon {
     ) -> Self {
         Self {
             witnesses,
-            recoveries: std::sync::Mutex::default(),
+            recoveries: Mutex::default(),
             recovering: std::sync::Mutex::default(),
             host,
             state,
@@ -143,6 +149,8 @@ impl Daemon {
             resynced: std::sync::Mutex::default(),
             starting: Arc::default(),
             pairing: OnceLock::new(),
+            #[cfg(test)]
+            double: OnceLock::new(),
         }
     }
 

@@ -7,11 +7,12 @@ use std::time::Duration;
 use devices::Ending;
 use devices::netbuffer::NetError;
 
+use super::decide::{or_abort, settle};
 use super::{Daemon, monitor, setup};
 use crate::api::{ApiError, ErrorCode};
 use crate::ids::{Nonce, ProtectionId, SessionKey};
-use crate::link::{LinkError, LinkEvent, LinkOptions, PrimaryLink, Role, StopReason, Token, Transport};
-use crate::ops::{Backoff, DomainRef, EventKind};
+use crate::link::{LinkError, LinkEvent, LinkOptions, PrimaryLink, RecordKey, Role, StopReason, Token, Transport};
+use crate::ops::{Backoff, DomainRef, EventKind, Work};
 use crate::protect::ownership::{FOR_EVER, WitnessSource};
 use crate::protect::recovery::{Action, Event, Known, Recovery};
 use crate::state::{PrimaryRecord, start_time};
@@ -37,12 +38,11 @@ impl Daemon {
         let recoveries = records.into_iter().map(|record| {
             let daemon = self.clone();
             async move {
-                if record.token != Token::Primary {
-                    return daemon.recover_with_witness(record);
-                }
-                let ended = match daemon.begin_recover(record, false, None, None) {
-                    Ok(begun) => begun.answer().await,
-                    Err(error) => Err(error),
+                // A witness may take for ever, and nobody else should wait for that.
+                let wait = record.token == Token::Primary;
+                let ended = match daemon.begin_recover(record, false, None, None).await {
+                    Ok(begun) if wait => begun.answer().await.map(drop),
+                    other => other.map(drop),
                 };
                 if let Err(error) = ended {
                     tracing::error!("{error}");
@@ -65,8 +65,14 @@ impl Daemon {
     /// Recovers one protection. `assume_owner`: the operator asserts that no other copy runs.
     ///
     /// # Errors
-    /// When something could not be put right; the record stays, so that it can be tried again.
-    pub async fn recover(self: &Arc<Self>, mut record: PrimaryRecord, assume_owner: bool) -> Result<String, ApiError> {
+    /// When something could not be put right, or `work` was aborted; the record stays, so that it can be tried again.
+    pub(super) async fn recover(
+        self: &Arc<Self>,
+        mut record: PrimaryRecord,
+        assume_owner: bool,
+        work: &Work,
+    ) -> Result<String, ApiError> {
+        let uuid = record.uuid;
         let domain = DomainRef { domid: Some(record.domid), name: record.name.clone(), uuid: record.uuid };
         let name = record.name.clone();
         let failed = |text: String| ApiError::new(ErrorCode::Failed, format!("Recovering {name}: {text}"));
@@ -100,6 +106,9 @@ impl Daemon {
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(3), ASK_PEER)
             .map_err(|error| failed(error.to_string()))?;
         loop {
+            if matches!(action, Action::TakeOver(_) | Action::GiveUp(_) | Action::StandAside(_)) {
+                settle(work, uuid)?;
+            }
             let event = match action {
                 Action::Seal => {
                     seal_all(&record).await.map_err(failed)?;
@@ -113,7 +122,7 @@ impl Daemon {
                     Event::Resumed
                 }
                 Action::AskPeer => match &transport {
-                    Some(transport) => ask(transport, record.uuid).await,
+                    Some(transport) => or_abort(work, uuid, ask(transport, uuid)).await?,
                     None => Event::Silent("there is no way to it".into()),
                 },
                 Action::DiscardAtPeer => match &transport {
@@ -123,17 +132,11 @@ impl Daemon {
                     },
                     None => Event::NotDiscarded("there is no way to it".into()),
                 },
-                Action::Claim(key) => match self.recovery_keeper(&record) {
-                    Ok(keeper) => claimed(keeper.claim(key, ASK_PEER).await),
-                    Err(text) => Event::ClaimRefused(text),
-                },
+                Action::Claim(key) => self.claim(&record, key, ASK_PEER, &domain, work).await?,
                 Action::AwaitClaim(key, text) => {
                     let text = format!("{text}: the guest runs SEALED until the witness says who owns it");
                     self.log.publish(domain.clone(), EventKind::Holding, text);
-                    match self.recovery_keeper(&record) {
-                        Ok(keeper) => claimed(keeper.claim(key, FOR_EVER).await),
-                        Err(text) => Event::ClaimRefused(text),
-                    }
+                    self.claim(&record, key, FOR_EVER, &domain, work).await?
                 }
                 Action::Activate(key) => {
                     if let Ok(keeper) = self.recovery_keeper(&record) {
@@ -154,13 +157,13 @@ impl Daemon {
                     Event::Frozen
                 }
                 Action::WatchRecord(_) => match self.recovery_keeper(&record) {
-                    Ok(keeper) => match keeper.watch_until_settled().await {
+                    Ok(keeper) => match or_abort(work, uuid, keeper.watch_until_settled()).await? {
                         Watched::Superseded(record) => Event::RecordActive(record.to_string()),
                         Watched::Free(_) => Event::RecordForfeited,
                     },
                     Err(text) => Event::ClaimRefused(text),
                 },
-                Action::Wait => match backoff.wait().await {
+                Action::Wait => match or_abort(work, uuid, backoff.wait()).await? {
                     Ok(()) => Event::Waited,
                     Err(_) => Event::PatienceOver,
                 },
@@ -195,6 +198,36 @@ impl Daemon {
         }
     }
 
+    /// Claims the record and tells what came of it.
+    async fn claim(
+        &self,
+        record: &PrimaryRecord,
+        key: RecordKey,
+        patience: Duration,
+        domain: &DomainRef,
+        work: &Work,
+    ) -> Result<Event, ApiError> {
+        let keeper = match self.recovery_keeper(record) {
+            Ok(keeper) => keeper,
+            Err(text) => return Ok(Event::ClaimRefused(text)),
+        };
+        let event = claimed(or_abort(work, record.uuid, keeper.claim(key, patience)).await?);
+        let told = match &event {
+            Event::ClaimWon(key) => Some((
+                EventKind::ArbitrationWon,
+                format!("the witness's record (generation {}) is this host's: the guest goes on here", key.generation),
+            )),
+            Event::ClaimLost(text) => {
+                Some((EventKind::ArbitrationLost, format!("the witness has given the guest to the other host: {text}")))
+            }
+            _ => None,
+        };
+        if let Some((kind, text)) = told {
+            self.log.publish(domain.clone(), kind, text);
+        }
+        Ok(event)
+    }
+
     /// An operator has decided what the witness was to: until the record says so too, the peer could still win it (R3, R4).
     fn record_assumption(&self, record: &PrimaryRecord, domain: DomainRef) {
         let Token::Witness(key) = record.token else { return };
@@ -215,28 +248,6 @@ impl Daemon {
             );
             log.publish(domain, EventKind::Conflict, text);
         });
-    }
-
-    /// Recovers a protection that a witness decides about: it may take for ever, and nobody else should wait for that.
-    pub(super) fn recover_with_witness(self: &Arc<Self>, record: PrimaryRecord) {
-        let (daemon, uuid) = (self.clone(), record.uuid);
-        let task = tokio::spawn(async move {
-            if let Err(error) = daemon.recover(record, false).await {
-                tracing::error!("{error}");
-            }
-        });
-        let mut tasks = self.recoveries.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some(old) = tasks.insert(uuid, task.abort_handle()) {
-            old.abort();
-        }
-    }
-
-    /// Ends a recovery that waits for the witness: an operator takes its place.
-    pub(super) fn end_recovery(&self, uuid: ProtectionId) {
-        let mut tasks = self.recoveries.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some(task) = tasks.remove(&uuid) {
-            task.abort();
-        }
     }
 
     /// Asks the witness about a protection of an earlier life of this daemon.

@@ -5,15 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Daemon;
+use super::ends::until_protected;
 use crate::api::{ApiError, ErrorCode};
 use crate::ids::ProtectionId;
-use crate::ops::{Backoff, Delivery, DomainRef, EventKind};
+use crate::ops::operation::Spec;
+use crate::ops::{Backoff, Delivery, DomainRef, EventKind, OperationKind, Outcome, Work};
 use crate::protect::options::{Next, ProtectOptions, Target, Then};
 
 /// Between tries: the other host may be rebooting, or be gone for days.
 const FIRST: Duration = Duration::from_secs(2);
 const LONGEST: Duration = Duration::from_secs(60);
-const GIVE_UP: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// Whether trying again can help.
 fn may_come_right(error: &ApiError) -> bool {
@@ -60,31 +61,54 @@ impl Daemon {
         }
     }
 
-    /// Protects the guest as soon as the target answers. Ends when somebody else has, or when the guest is gone.
-    fn reprotect(self: &Arc<Self>, uuid: ProtectionId, name: &str, target: Target, options: ProtectOptions) {
-        let (daemon, name) = (self.clone(), name.to_owned());
-        tokio::spawn(async move {
-            let domain = DomainRef { domid: None, name: name.clone(), uuid };
-            let Ok(mut backoff) = Backoff::new(FIRST, LONGEST, GIVE_UP) else { return };
-            let mut said = None;
-            // The first wait lets an activation or a crash's leftovers settle.
-            while backoff.wait().await.is_ok() {
-                let error = match daemon.protect(&uuid.to_string(), target.clone(), options.clone()).await {
-                    Ok(_) => return,
-                    Err(error) => error,
-                };
-                let goes_on = may_come_right(&error);
-                if said.as_ref() != Some(&error) {
-                    let then = if goes_on { "trying on" } else { "protect it by hand" };
-                    let text = format!("protecting {name} towards {}: {error}; {then}", target.label());
-                    daemon.log.publish(domain.clone(), EventKind::Unprotected, text);
-                }
-                if !goes_on {
-                    return;
-                }
-                said = Some(error);
-            }
+    /// Protects the guest as soon as the target answers, as a job of the daemon's own, which `remus abort` and `remus unprotect` end. Ends
+    /// too when somebody else has protected it, or when the guest is gone.
+    pub(super) fn reprotect(self: &Arc<Self>, uuid: ProtectionId, name: &str, target: Target, options: ProtectOptions) {
+        let domain = DomainRef { domid: None, name: name.to_owned(), uuid };
+        let daemon = self.clone();
+        let begun = self.begin(Spec::new(OperationKind::Protect, domain.clone()), None, |work| async move {
+            let outcome = daemon.keep_trying(&domain, target, options, &work).await;
+            work.complete(outcome);
         });
+        if let Err(error) = begun {
+            tracing::info!(domain = name, "not protected again: {error}");
+        }
+    }
+
+    async fn keep_trying(
+        self: &Arc<Self>,
+        domain: &DomainRef,
+        target: Target,
+        options: ProtectOptions,
+        work: &Work,
+    ) -> Outcome {
+        let mut backoff = match Backoff::endless(FIRST, LONGEST) {
+            Ok(backoff) => backoff,
+            Err(error) => return Outcome::Failed(ApiError::new(ErrorCode::Failed, error.to_string())),
+        };
+        let mut said = None;
+        loop {
+            // The first wait lets an activation or a crash's leftovers settle.
+            tokio::select! {
+                biased;
+                () = work.aborted() => return Outcome::Cancelled(format!("{} stays unprotected", domain.name)),
+                _ = backoff.wait() => {}
+            }
+            let error = match self.protect(&domain.uuid.to_string(), target.clone(), options.clone()).await {
+                Ok(handle) => return until_protected(work, &handle, 0).await,
+                Err(error) => error,
+            };
+            let goes_on = may_come_right(&error);
+            if said.as_ref() != Some(&error) {
+                let then = if goes_on { "trying on" } else { "protect it by hand" };
+                let text = format!("protecting {} towards {}: {error}; {then}", domain.name, target.label());
+                self.log.publish(domain.clone(), EventKind::Unprotected, text);
+            }
+            if !goes_on {
+                return Outcome::Failed(error);
+            }
+            said = Some(error);
+        }
     }
 }
 

@@ -8,11 +8,6 @@ use crate::api::{ApiError, Caller, ErrorCode, Request};
 use crate::link::Token;
 use crate::ops::operation::Initiator;
 use crate::ops::{EventKind, Filter};
-use crate::protect::driver::Order;
-use crate::protect::machine::State;
-
-/// How long an operator's word may take to be carried out.
-const ASSUME: std::time::Duration = std::time::Duration::from_secs(10);
 
 type Answered = Result<serde_json::Value, ApiError>;
 
@@ -59,7 +54,11 @@ impl Service for Daemon {
                 self.begin_failover(&domain, primary_is_off, by, tag)?.answer().await
             }
             Request::Switchover { domain, tag } => self.begin_switchover(&domain, by, tag).await?.answer().await,
-            Request::AssumeAlone { domain } => self.assume_alone(&domain, by).await,
+            Request::AssumeAlone { domain, tag } => match self.begin_assume_alone(&domain, by, tag.clone()).await? {
+                Some(begun) => begun.answer().await,
+                // Nothing runs that could be told: what a crash has left is taken over.
+                None => self.recover_asked(Some(&domain), true, by, tag).await,
+            },
             Request::Discard { domain, tag } => self.begin_discard(&domain, by, tag)?.answer().await,
             Request::Recover { domain, assume_owner, tag } => {
                 self.recover_asked(domain.as_deref(), assume_owner, by, tag).await
@@ -73,37 +72,6 @@ impl Daemon {
     async fn uuid_of(&self, typed: &str) -> Result<String, ApiError> {
         let found = resolve::domain(&self.host.hypervisor, &self.host.store, typed).await?;
         Ok(found.domain.uuid.to_string())
-    }
-
-    async fn assume_alone(self: &Arc<Self>, typed: &str, by: Initiator) -> Answered {
-        let Some((_, handle)) = self.primary_of(typed).await.filter(|(_, h)| h.outcome.borrow().is_none()) else {
-            if let Ok((_, handle)) = self.incoming(typed) {
-                handle.assume_alone().await.map_err(|e| ApiError::new(ErrorCode::Conflict, e.to_string()))?;
-                return Ok(message(format!("{typed} is started on this host on your word")));
-            }
-            return self.recover_asked(Some(typed), true, by, None).await;
-        };
-        let waits = |s: &crate::protect::driver::Snapshot| {
-            matches!(s.state, State::Holding(_) | State::Yielding(_) | State::Arbitrating(_))
-        };
-        let mut snapshot = handle.snapshot.clone();
-        if !waits(&snapshot.borrow()) {
-            return Err(ApiError::new(
-                ErrorCode::Conflict,
-                format!("{typed} waits for nobody's answer: there is nothing to assume; see `remus status`"),
-            ));
-        }
-        handle.order(Order::AssumeAlone);
-        let gone_on = snapshot.wait_for(|s| !waits(s));
-        match tokio::time::timeout(ASSUME, gone_on).await {
-            Ok(_) => Ok(message(format!("{typed} goes on here alone, UNPROTECTED, on your word"))),
-            Err(_) => Err(ApiError::new(
-                ErrorCode::Failed,
-                format!(
-                    "{typed} still waits: the other host had won it, and only the witness can take that back; it is asked on"
-                ),
-            )),
-        }
     }
 
     async fn recover_asked(
@@ -130,15 +98,18 @@ impl Daemon {
                 continue;
             }
             let name = record.name.clone();
-            if record.token != Token::Primary && !assume_owner {
-                self.recover_with_witness(record);
-                done.push(format!("{name}: the witness is asked; `remus events --follow` shows what it says"));
-                continue;
-            }
-            self.end_recovery(record.uuid);
-            let begun = self.begin_recover(record, assume_owner, Some(by), tag.clone())?;
+            let asks_witness = record.token != Token::Primary && !assume_owner;
+            let begun = self.begin_recover(record, assume_owner, Some(by), tag.clone()).await?;
             if tag.is_some() {
                 return begun.answer().await;
+            }
+            if asks_witness {
+                // It may take for ever.
+                let job = begun.id;
+                done.push(format!(
+                    "{name}: the witness is asked by job {job}; `remus events --follow` shows what it says, `remus abort {job}` ends that"
+                ));
+                continue;
             }
             let value = begun.answer().await?;
             done.push(format!("{name}: {}", value.get("message").and_then(|m| m.as_str()).unwrap_or_default()));

@@ -105,6 +105,10 @@ impl Daemon {
         target: Target,
         options: ProtectOptions,
     ) -> Result<Arc<driver::Handle>, ApiError> {
+        #[cfg(test)]
+        if let Some(double) = self.double.get() {
+            return double(typed);
+        }
         options.validate().map_err(|e| ApiError::new(ErrorCode::Invalid, e.to_string()))?;
         let found = resolve::domain(&self.host.hypervisor, &self.host.store, typed).await?;
         let (domain, domid) = (found.domain, found.info.domid);
@@ -263,7 +267,7 @@ impl Daemon {
             daemon.after(monitor_record, &watched, &outcome).await;
             let differs = matches!(&outcome, Outcome::Alone(text) if text.contains(crate::audit::DIFFERS));
             if differs {
-                daemon.resync(resync).await;
+                daemon.resync(resync);
             } else if matches!(outcome, Outcome::Alone(_)) {
                 daemon.reprotect_by_policy(uuid, &name, &again.0, &again.1);
             }

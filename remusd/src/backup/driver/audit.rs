@@ -28,7 +28,8 @@ impl Driver {
             Err(error) => {
                 if !self.unread_told {
                     self.unread_told = true;
-                    let text = format!("the audit cannot read the copy's pages, so nobody would notice a wrong one: {error}");
+                    let text =
+                        format!("the audit cannot read the copy's pages, so nobody would notice a wrong one: {error}");
                     self.publish(EventKind::Degraded, text);
                 }
                 self.comparer.unread(check);

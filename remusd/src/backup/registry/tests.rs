@@ -118,6 +118,31 @@ impl Backup {
     }
 }
 
+/// A backup for tests of what is above it, with a copy that can be activated if asked for.
+pub(crate) struct Double {
+    pub registry: Arc<Registry>,
+    pub events: Arc<EventLog>,
+    pub name: &'static str,
+    _kept: (Backup, Option<Primary>),
+}
+
+impl Double {
+    pub(crate) async fn new(armed: bool) -> Self {
+        let backup = Backup::new();
+        let primary = match armed {
+            true => Some(Primary::armed(&backup).await),
+            false => None,
+        };
+        let (registry, events) = (backup.registry.clone(), backup.events.clone());
+        Self { registry, events, name: NAME, _kept: (backup, primary) }
+    }
+
+    /// The primary falls silent.
+    pub(crate) fn lose_primary(&mut self) {
+        self._kept.1 = None;
+    }
+}
+
 fn offer() -> ProtectOffer {
     ProtectOffer {
         protection: UUID,

@@ -123,7 +123,7 @@ kinds! {
     AuditDiffers = "audit_differs",
     /// One side is neither well nor gone; the text says which failure began or ended and what follows.
     GrayFailure = "gray_failure",
-    /// A disk's copies are being made equal again.
+    /// The copies of a disk, or of memory after an audit, are being made equal again.
     ResyncStarted = "resync_started",
     /// How far that is.
     ResyncProgress = "resync_progress",

@@ -33,8 +33,27 @@ pub enum OperationKind {
     Discard,
     /// Putting right what a crash left behind.
     Recover,
+    /// A copy goes on, or is begun, on an operator's word alone.
+    AssumeAlone,
+    /// A copy that an audit found wrong is made anew.
+    Resync,
     /// A disk's copies are made equal.
     DiskSync,
+}
+
+impl OperationKind {
+    /// Every kind.
+    pub const ALL: &[Self] = &[
+        Self::Protect,
+        Self::Unprotect,
+        Self::Switchover,
+        Self::Failover,
+        Self::Discard,
+        Self::Recover,
+        Self::AssumeAlone,
+        Self::Resync,
+        Self::DiskSync,
+    ];
 }
 
 impl fmt::Display for OperationKind {
@@ -46,6 +65,8 @@ impl fmt::Display for OperationKind {
             Self::Failover => "failover",
             Self::Discard => "discard",
             Self::Recover => "recover",
+            Self::AssumeAlone => "assume_alone",
+            Self::Resync => "resync",
             Self::DiskSync => "disk_sync",
         })
     }

@@ -333,3 +333,45 @@ impl Driver {
         }
     }
 }
+
+/// A protection that does as a test says.
+#[cfg(test)]
+pub(crate) mod double {
+    use super::*;
+
+    /// The other ends of a [`Handle`].
+    pub(crate) struct Script {
+        pub snapshot: watch::Sender<Snapshot>,
+        pub sent: watch::Sender<Sent>,
+        pub orders: mpsc::UnboundedReceiver<Order>,
+        pub outcome: watch::Sender<Option<Outcome>>,
+    }
+
+    impl Script {
+        pub(crate) fn state(&self, state: State, protected: bool) {
+            self.snapshot.send_modify(|snapshot| (snapshot.state, snapshot.protected) = (state, protected));
+        }
+
+        pub(crate) fn end(&self, outcome: Outcome) {
+            self.outcome.send_replace(Some(outcome));
+        }
+    }
+
+    pub(crate) fn handle() -> (Arc<Handle>, Script) {
+        let (snapshot, snapshot_read) = watch::channel(Snapshot::default());
+        let (sent, sent_read) = watch::channel(Sent::default());
+        let (orders_send, orders) = mpsc::unbounded_channel();
+        let (outcome, outcome_read) = watch::channel(None);
+        let (_, reborn) = watch::channel(None);
+        let (_, suspended_once) = watch::channel(false);
+        let handle = Handle {
+            snapshot: snapshot_read,
+            sent: sent_read,
+            orders: orders_send,
+            outcome: outcome_read,
+            reborn,
+            suspended_once,
+        };
+        (Arc::new(handle), Script { snapshot, sent, orders, outcome })
+    }
+}

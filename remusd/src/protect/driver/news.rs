@@ -26,7 +26,8 @@ pub(super) fn token(token: Token, why: String, witness: bool, protected: bool) -
         Token::Witness(key) => Some(key),
     };
     let Some(key) = key else {
-        let text = format!("the token is the primary's ({why}): if this host fails only an operator can activate the copy");
+        let text =
+            format!("the token is the primary's ({why}): if this host fails only an operator can activate the copy");
         let weakened = protected.then(|| (EventKind::Degraded, format!("the witness does not decide: {why}")));
         return std::iter::once((EventKind::WhoDecides, text)).chain(weakened).collect();
     };
@@ -40,7 +41,7 @@ mod tests {
     use crate::ids::{Generation, Nonce};
     use crate::link::RecordKey;
 
-    const KEY: RecordKey = RecordKey { generation: Generation(7), nonce: Nonce(9) };
+    const KEY: RecordKey = RecordKey { generation: Generation(7), nonce: Nonce(uuid::Uuid::nil()) };
 
     #[test]
     fn only_an_answer_that_decides_is_told_as_won_or_lost() {
@@ -49,7 +50,8 @@ mod tests {
         assert!(arbitration(&Event::ClaimWon(KEY)).unwrap().1.contains("generation 7"));
         assert_eq!(kind(Event::ClaimLost("b has it".into())), Some(EventKind::ArbitrationLost));
         assert_eq!(kind(Event::RecordLost("b has it".into())), Some(EventKind::ArbitrationLost));
-        for undecided in [Event::ClaimUnknown, Event::WitnessUp, Event::RecordStopped, Event::ClaimRefused("x".into())] {
+        for undecided in [Event::ClaimUnknown, Event::WitnessUp, Event::RecordStopped, Event::ClaimRefused("x".into())]
+        {
             assert_eq!(kind(undecided.clone()), None, "{undecided:?}");
         }
     }

@@ -11,7 +11,7 @@ impl Backup {
 
 impl Primary {
     /// Waits for an acknowledgement and then until the receiver has taken everything in.
-    async fn settled(&mut self, backup: &Backup, epoch: u64) {
+    pub(super) async fn settled(&mut self, backup: &Backup, epoch: u64) {
         self.acked(epoch).await;
         let mut status = backup.handle().watch();
         let settled = status.wait_for(|s| s.backlog_epochs == 0 && s.acked == Some(Epoch(epoch)));
@@ -19,7 +19,7 @@ impl Primary {
     }
 
     /// A sample of the epoch that was sent last: pages and what the guest has in them.
-    async fn sample(&self, pages: &[(u64, u8)]) {
+    pub(super) async fn sample(&self, pages: &[(u64, u8)]) {
         let pages = pages.iter().map(|(gfn, fill)| (*gfn, fake::hash(*fill))).collect();
         self.sender.audit(Sample { epoch: Epoch(self.next - 1), pages }).await.unwrap();
     }

@@ -32,7 +32,7 @@ async fn a_full_disk_that_keeps_an_agreement_from_being_written_is_told() {
     let backup = Backup::new();
     let primary = Primary::armed(&backup).await;
     *backup.records.full.lock().unwrap() = true;
-    let key = crate::link::RecordKey { generation: Generation(4), nonce: Nonce(5) };
+    let key = crate::link::RecordKey { generation: Generation(4), nonce: Nonce::random() };
     primary.sender.token(1, Token::Witness(key)).unwrap();
     assert!(backup.hears(EventKind::Degraded).await.contains("no space left"));
 }
