@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Protects a guest over remusd's control API and follows its events. Needs nothing but Python 3.
 
-    protect.py DOMAIN HOST      protect DOMAIN to HOST, then show its events until Ctrl-C
-    protect.py --status         show how every protection of this host stands
+    protect.py DOMAIN HOST [OPTION=NUMBER]...   protect DOMAIN to HOST, then show its events until Ctrl-C; options such as
+                                                interval_ms=100 are those of ProtectOptions in the interface
+    protect.py --status                         show how every protection of this host stands
 
 See docs/api.md. Exit codes: 0 done, 1 refused or failed, 2 wrong usage.
 """
@@ -64,11 +65,11 @@ def status():
         print(f"{row['domain']}: {row['role']}, {protected} ({row['state']}), {stale}")
 
 
-def protect(domain, host):
+def protect(domain, host, options):
     # Follow before asking: the end of the job may come before the answer that has its number. Each follower has its own connection.
     events = Connection().replies("FollowEvents", more=True, domain=domain)
     tag = f"protect.py-{os.getpid()}"
-    job = Connection().call("Protect", domain=domain, target={"host": host}, tag=tag)["job"]
+    job = Connection().call("Protect", domain=domain, target={"host": host}, options=options, tag=tag)["job"]
     print(f"job {job}: protecting {domain}", flush=True)
     for reply in events:
         if "missed" in reply:
@@ -86,8 +87,12 @@ def main(arguments):
     try:
         if arguments == ["--status"]:
             return status()
-        if len(arguments) == 2:
-            return protect(*arguments)
+        if len(arguments) >= 2 and all("=" in option for option in arguments[2:]):
+            options = dict(option.split("=", 1) for option in arguments[2:])
+            return protect(*arguments[:2], {name: int(value) for name, value in options.items()})
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
     except CallFailed as error:
         print(f"{error.name}: {error}", file=sys.stderr)
         return 1

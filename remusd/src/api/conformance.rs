@@ -46,6 +46,7 @@ fn requests() -> Vec<Request> {
         Request::Failover { domain: "g".into(), primary_is_off: true, tag: tag.clone() },
         Request::Switchover { domain: "g".into(), tag: tag.clone() },
         Request::AssumeAlone { domain: "g".into(), tag: tag.clone() },
+        Request::Drill { domain: "g".into(), run_ms: Some(1), tag: tag.clone() },
         Request::Discard { domain: "g".into(), tag: tag.clone() },
         Request::Recover { domain: domain(), assume_owner: true, tag },
         Request::Abort { job: OperationId(1), wait: true },

@@ -140,6 +140,17 @@ pub enum Request {
         #[serde(default)]
         tag: Option<String>,
     },
+    /// On the backup: start the last epoch in isolation, see whether it runs, destroy it.
+    Drill {
+        /// Domain name or UUID.
+        domain: String,
+        /// How long it is to run, in milliseconds: 1000 to 600 000, 5000 by default.
+        #[serde(default)]
+        run_ms: Option<u64>,
+        /// See [`Request`].
+        #[serde(default)]
+        tag: Option<String>,
+    },
     /// On the backup: destroy the copy without activating it.
     Discard {
         /// Domain name or UUID.

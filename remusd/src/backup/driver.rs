@@ -28,6 +28,7 @@ use crate::witness::Health;
 use crate::xen::PageHash;
 
 mod audit;
+mod drill;
 mod gate;
 mod gray;
 mod news;
@@ -93,6 +94,9 @@ pub(super) struct Driver {
     discard: Option<oneshot::Sender<Result<(), CommandError>>>,
     refused: Option<String>,
     asking: Option<witness::Asking>,
+    /// Configuration and preamble as the primary sent them.
+    fed_head: Option<(Bytes, Bytes)>,
+    drill: Option<drill::Running>,
     clock_told: bool,
     /// Whether the witness was said to be out of this host's reach.
     witness_away: bool,
@@ -151,6 +155,8 @@ impl Driver {
             discard: None,
             refused: None,
             asking,
+            fed_head: None,
+            drill: None,
             clock_told: false,
             witness_away: false,
             unread_told: false,
@@ -391,6 +397,7 @@ impl Driver {
                     None => self.discard = Some(reply),
                 }
             }
+            Command::Drill { reply } => drop(reply.send(self.drill_material())),
             Command::Replace => self.step(Event::Replaced),
             Command::Shutdown => self.step(Event::Shutdown),
         }
@@ -409,7 +416,10 @@ impl Driver {
     fn perform(&mut self, action: Action) -> Option<Event> {
         match action {
             Action::FeedHead { config, preamble } => match self.head(&config, &preamble) {
-                Ok(pieces) => self.feed(pieces),
+                Ok(pieces) => {
+                    self.fed_head = Some((config, preamble));
+                    self.feed(pieces);
+                }
                 Err(text) => {
                     return Some(Event::ReceiverDied(format!("the primary's configuration cannot be used: {text}")));
                 }
@@ -417,7 +427,9 @@ impl Driver {
             Action::FeedPages(batch) => match PlainComposer::pages(&batch) {
                 Ok(pieces) => {
                     self.comparer.fed(&batch);
-                    self.feed(pieces);
+                    if let Some(feed) = &self.feed {
+                        feed.pages(batch.entries, pieces);
+                    }
                 }
                 Err(error) => return Some(Event::ReceiverDied(error.to_string())),
             },
@@ -450,7 +462,10 @@ impl Driver {
                 let _ = self.outbox.control(frame);
             }
             Action::CloseLink => self.outbox.close(),
-            Action::FinishCopy { epoch: _, state } => self.feed(vec![PlainComposer::tail(&state)]),
+            Action::FinishCopy { epoch: _, state } => {
+                self.end_drill();
+                self.feed(vec![PlainComposer::tail(&state)]);
+            }
             Action::StartGrace => self.grace_at = Some(Instant::now() + self.detection),
             Action::CheckLan => {
                 let tell = self.tell.clone();
@@ -497,6 +512,7 @@ impl Driver {
                 self.open_gate();
             }
             Action::DestroyCopy => {
+                self.end_drill();
                 // Closing its input is what ends the stock receiver.
                 self.feed = None;
                 tokio::spawn(copy::destroy(

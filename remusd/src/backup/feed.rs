@@ -2,13 +2,15 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
+use super::drill::snapshot::Snapshot;
 use crate::ids::Epoch;
 use crate::ops::Backoff;
 
@@ -48,8 +50,16 @@ pub enum FeedEvent {
     Failed(String),
 }
 
+/// A record that the receiver skips (libxc-migration-stream: `OPTIONAL` records that are not known are ignored). It reads no record
+/// before it has done with the one before: once this is read, all before it is applied.
+const BARRIER: u32 = crate::stream::libxc::kind::OPTIONAL | 0x7265_6d75;
+
 enum Item {
     Bytes(Vec<Bytes>),
+    /// Records that overwrite these pages.
+    Pages(Vec<u64>, Vec<Bytes>),
+    /// From here on what is overwritten is put aside first.
+    Snapshot(Weak<Snapshot>, oneshot::Sender<()>),
     Mark(Epoch),
 }
 
@@ -80,6 +90,20 @@ impl Feed {
         self.queued.send_modify(|queued| *queued += size(&pieces));
         // The task ends only after it has told why.
         let _ = self.items.send(Item::Bytes(pieces));
+    }
+
+    /// Queues the records of these pages.
+    pub(super) fn pages(&self, entries: Vec<u64>, pieces: Vec<Bytes>) {
+        self.queued.send_modify(|queued| *queued += size(&pieces));
+        let _ = self.items.send(Item::Pages(entries, pieces));
+    }
+
+    /// Has what later pages overwrite put aside for this snapshot, for as long as somebody else holds it. Answers when the receiver
+    /// has applied all that was queued before and nothing more. Only at a record boundary.
+    pub(super) fn snapshot(&self, snapshot: &Arc<Snapshot>) -> oneshot::Receiver<()> {
+        let (tell, ready) = oneshot::channel();
+        let _ = self.items.send(Item::Snapshot(Arc::downgrade(snapshot), tell));
+        ready
     }
 
     /// Tells [`FeedEvent::Drained`] when all that was queued before has been read.
@@ -117,14 +141,25 @@ async fn run(
     gauge: &watch::Sender<usize>,
     tell: &(impl Fn(FeedEvent) + Sync),
 ) -> io::Result<()> {
+    let mut snapshot: Weak<Snapshot> = Weak::new();
     while let Some(item) = queue.recv().await {
         match item {
-            Item::Bytes(pieces) => {
-                for piece in &pieces {
-                    pipe.write_all(piece).await?;
-                    gauge.send_modify(|queued| *queued -= piece.len());
+            Item::Bytes(pieces) => write(&mut *pipe, &pieces, gauge).await?,
+            Item::Pages(entries, pieces) => {
+                if let Some(snapshot) = Weak::upgrade(&snapshot) {
+                    snapshot.preserve(&entries).await;
                 }
+                write(&mut *pipe, &pieces, gauge).await?;
+            }
+            Item::Snapshot(begun, tell) => {
+                let mut barrier = BytesMut::new();
+                crate::stream::libxc::put_record(&mut barrier, BARRIER, &[]);
+                pipe.write_all(&barrier).await?;
                 pipe.flush().await?;
+                drained(&*pipe).await?;
+                snapshot = begun;
+                // It may have been given up meanwhile.
+                let _ = tell.send(());
             }
             Item::Mark(epoch) => {
                 drained(&*pipe).await?;
@@ -133,6 +168,14 @@ async fn run(
         }
     }
     Ok(())
+}
+
+async fn write(pipe: &mut dyn FeedPipe, pieces: &[Bytes], gauge: &watch::Sender<usize>) -> io::Result<()> {
+    for piece in pieces {
+        pipe.write_all(piece).await?;
+        gauge.send_modify(|queued| *queued -= piece.len());
+    }
+    pipe.flush().await
 }
 
 /// Waits until the receiver has read everything.

@@ -9,6 +9,8 @@ use tokio::process::Command;
 
 use super::error::BackupError;
 use crate::ids::{DomId, ProtectionId};
+use crate::stream::PageBatch;
+use crate::xen::store::shutdown_path;
 use crate::xen::{GuestPages, Hypervisor, PageHash, XenStore};
 
 /// A domain of this host, as far as the backup cares.
@@ -54,6 +56,26 @@ pub trait BackupHost: Send + Sync {
         Ok(vec![None; gfns.len()])
     }
 
+    /// Those of a domain's pages that a migration stream would carry, for a drill.
+    async fn read_pages(&self, _domid: DomId, _gfns: Vec<u64>) -> Result<PageBatch, BackupError> {
+        Err(BackupError::Host("this host cannot read a domain's memory; the log says why".into()))
+    }
+
+    /// The highest page number that a domain has.
+    async fn last_page(&self, _domid: DomId) -> Result<u64, BackupError> {
+        Err(BackupError::Host("this host cannot read a domain's memory; the log says why".into()))
+    }
+
+    /// Whether a domain is alive, as Xen sees it.
+    async fn vitals(&self, domid: DomId) -> Result<Vitals, BackupError>;
+
+    /// Asks a guest's kernel for an answer by xenstore: it is told to power off, and takes the request away before it does. Only for a
+    /// domain that is destroyed afterwards.
+    ///
+    /// # Errors
+    /// A sentence when no answer comes in time.
+    async fn asks_for_life(&self, domid: DomId, patience: Duration) -> Result<(), String>;
+
     /// Lifts the seals of a domain's interfaces: this host owns it now (rule R9).
     async fn open_vifs(&self, _domid: DomId) -> Result<(), BackupError> {
         Ok(())
@@ -61,6 +83,15 @@ pub trait BackupHost: Send + Sync {
 
     /// Destroys a domain with its devices. Takes seconds for a large one.
     async fn destroy(&self, domid: DomId) -> Result<(), BackupError>;
+}
+
+/// A domain as Xen sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vitals {
+    /// Time of all its vCPUs.
+    pub cpu_time: Duration,
+    /// How it has ended, if it has.
+    pub ended: Option<String>,
 }
 
 /// How long the check of the network may take.
@@ -111,6 +142,50 @@ impl BackupHost for XenHost {
         match &self.pages {
             Some(pages) => pages.hashes(domid, gfns).await.map_err(|error| BackupError::Host(error.to_string())),
             None => Ok(vec![None; gfns.len()]),
+        }
+    }
+
+    async fn read_pages(&self, domid: DomId, gfns: Vec<u64>) -> Result<PageBatch, BackupError> {
+        let host = |error: &dyn std::fmt::Display| BackupError::Host(error.to_string());
+        let Some(pages) = &self.pages else {
+            return Err(host(&"this host cannot read a domain's memory; the log says why"));
+        };
+        pages.read(domid, gfns).await.map_err(|error| host(&error))
+    }
+
+    async fn last_page(&self, domid: DomId) -> Result<u64, BackupError> {
+        let host = |error: &dyn std::fmt::Display| BackupError::Host(error.to_string());
+        let Some(pages) = &self.pages else {
+            return Err(host(&"this host cannot read a domain's memory; the log says why"));
+        };
+        pages.last(domid).await.map_err(|error| host(&error))
+    }
+
+    async fn vitals(&self, domid: DomId) -> Result<Vitals, BackupError> {
+        let info = self.hypervisor.domain(domid).await.map_err(|error| BackupError::Host(error.to_string()))?;
+        let info = info.ok_or_else(|| BackupError::Host(format!("domain {domid} is gone")))?;
+        let ended = match info.state.shutdown {
+            Some(reason) => Some(format!("{reason:?}").to_lowercase()),
+            None => info.state.dying.then(|| "it is being destroyed".to_owned()),
+        };
+        Ok(Vitals { cpu_time: Duration::from_nanos(info.cpu_time_ns), ended })
+    }
+
+    async fn asks_for_life(&self, domid: DomId, patience: Duration) -> Result<(), String> {
+        let path = shutdown_path(domid);
+        let text = |error: crate::xen::StoreError| error.to_string();
+        // Watched before it is written: the answer may be there at once.
+        let mut watch = self.store.watch(&path).await.map_err(text)?;
+        self.store.write(&path, "poweroff").await.map_err(text)?;
+        let answered = async {
+            while self.store.read(&path).await.map_err(text)?.is_some_and(|now| !now.is_empty()) {
+                watch.changed().await.map_err(text)?;
+            }
+            Ok(())
+        };
+        match tokio::time::timeout(patience, answered).await {
+            Ok(answer) => answer,
+            Err(_) => Err(format!("no answer within {} s", patience.as_secs())),
         }
     }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::drill::Material;
 use super::driver::{Driver, Input};
 use super::error::CommandError;
 use super::host::BackupHost;
@@ -88,6 +89,7 @@ pub(super) enum Command {
     Failover { primary_is_off: bool, reply: oneshot::Sender<Result<ActivationReport, CommandError>> },
     AssumeAlone { reply: oneshot::Sender<Result<(), CommandError>> },
     Discard { reply: oneshot::Sender<Result<(), CommandError>> },
+    Drill { reply: oneshot::Sender<Result<Material, CommandError>> },
     Replace,
     Shutdown,
 }
@@ -129,6 +131,13 @@ impl IncomingHandle {
     pub async fn assume_alone(&self) -> Result<(), CommandError> {
         let (reply, answer) = oneshot::channel();
         self.command(Command::AssumeAlone { reply })?;
+        answer.await.map_err(|_| CommandError::Gone)?
+    }
+
+    /// What a drill needs: the copy's last whole epoch.
+    pub(super) async fn drill(&self) -> Result<Material, CommandError> {
+        let (reply, answer) = oneshot::channel();
+        self.command(Command::Drill { reply })?;
         answer.await.map_err(|_| CommandError::Gone)?
     }
 

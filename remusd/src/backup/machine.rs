@@ -12,6 +12,7 @@ use super::staging::{StageError, Staging};
 use crate::enforced::enforced;
 use crate::ids::Epoch;
 use crate::link::{EpochEnd, ErrorCode, Frame, LostReason, OnPrimaryLoss, RecordKey, StopReason, Token};
+use crate::stream::Record;
 
 mod activation;
 mod terms;
@@ -109,6 +110,14 @@ impl Machine {
     #[must_use]
     pub fn whole(&self) -> Option<Epoch> {
         self.staging.whole()
+    }
+
+    /// The newest whole epoch and its state, if the receiver has been given exactly that: not while pages of a later one go straight to it,
+    /// and not once an activation has begun.
+    #[must_use]
+    pub fn restorable(&self) -> Option<(Epoch, &[Record])> {
+        let still = matches!(self.state, State::Armed | State::Waiting) && !self.staging.passes_through();
+        self.staging.whole().filter(|_| still).map(|epoch| (epoch, self.staging.state()))
     }
 
     /// Whether an armed epoch is whole.

@@ -6,6 +6,7 @@
 
 pub mod admission;
 mod copy;
+mod drill;
 mod driver;
 pub mod error;
 pub mod feed;
@@ -18,6 +19,7 @@ pub mod record;
 pub mod registry;
 pub mod staging;
 
+pub use drill::{DrillError, DrillReport};
 pub use error::{BackupError, CommandError};
 pub use host::{BackupHost, IncomingDomain};
 pub use incoming::{ActivationReport, IncomingHandle, IncomingStatus};

@@ -24,6 +24,7 @@ use crate::witness::{Host, HostId};
 
 mod admit;
 mod checks;
+mod drill;
 mod recover;
 
 /// Settings of the backup side.
@@ -86,6 +87,8 @@ pub struct Registry {
     witnesses: Arc<dyn WitnessSource>,
     known: Mutex<Known>,
     closing: AtomicBool,
+    /// Held by a drill.
+    drilling: tokio::sync::Mutex<()>,
 }
 
 impl std::fmt::Debug for Registry {
@@ -154,6 +157,7 @@ impl Registry {
             witnesses,
             known: Mutex::new(known),
             closing: AtomicBool::new(false),
+            drilling: tokio::sync::Mutex::default(),
         }))
     }
 

@@ -102,6 +102,17 @@ pub enum Command {
         #[command(flatten)]
         notify: Notify,
     },
+    /// On the backup: prove that the copy would start, by starting it in isolation. The guest and its protection go on untouched.
+    Drill {
+        /// Domain name or UUID.
+        domain: String,
+        /// How long it is to run, in milliseconds.
+        #[arg(long, value_name = "MS", default_value_t = 5000, value_parser = clap::value_parser!(u64).range(1000..=600_000))]
+        run_ms: u64,
+        /// How to hear of the end.
+        #[command(flatten)]
+        notify: Notify,
+    },
     /// On the backup: destroy the copy without starting it.
     Discard {
         /// Domain name or UUID.
@@ -220,6 +231,9 @@ impl Args {
             Command::Abort { job, no_wait } => Request::Abort { job: OperationId(*job), wait: !no_wait },
             Command::Failover { domain, primary_is_off, notify } => {
                 Request::Failover { domain: domain.clone(), primary_is_off: *primary_is_off, tag: notify.tag.clone() }
+            }
+            Command::Drill { domain, run_ms, notify } => {
+                Request::Drill { domain: domain.clone(), run_ms: Some(*run_ms), tag: notify.tag.clone() }
             }
             Command::Discard { domain, notify } => Request::Discard { domain: domain.clone(), tag: notify.tag.clone() },
             Command::Recover { domain, assume_owner, notify } => {

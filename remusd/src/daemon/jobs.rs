@@ -3,13 +3,14 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
 
 use super::ends::{unprotected, until_protected};
 use super::{Daemon, resolve};
 use crate::api::{ApiError, ErrorCode};
-use crate::backup::IncomingHandle;
+use crate::backup::{DrillError, IncomingHandle};
 use crate::link::Token;
 use crate::ops::operation::{AbortAnswer, Initiator, JobState, Progress, Spec, Waiter};
 use crate::ops::{DomainRef, EventKind, How, OperationId, OperationKind, Outcome, Work};
@@ -233,6 +234,49 @@ impl Daemon {
                         object.insert("message".into(), text.into());
                     }
                     Outcome::Completed(value)
+                }
+                Err(error) => Outcome::Failed(ApiError::new(ErrorCode::Conflict, error.to_string())),
+            };
+            work.complete(outcome);
+        })
+    }
+
+    /// Drills a copy: completes with what was shown.
+    ///
+    /// # Errors
+    /// `NotFound` when this host holds none, `Invalid` for a time out of range.
+    pub fn begin_drill(
+        &self,
+        typed: &str,
+        run_ms: Option<u64>,
+        by: Initiator,
+        tag: Option<String>,
+    ) -> Result<Begun, ApiError> {
+        let run_ms = run_ms.unwrap_or(5000);
+        if !(1000..=600_000).contains(&run_ms) {
+            return Err(ApiError::new(ErrorCode::Invalid, "run_ms: 1000 to 600000"));
+        }
+        let (domain, handle) = self.incoming(typed)?;
+        let name = domain.name.clone();
+        let backups = self.backups.clone();
+        self.begin(Spec::new(OperationKind::Drill, domain).on_behalf_of(by), tag, |work| async move {
+            let result = backups.drill(&handle, Duration::from_millis(run_ms), &work).await;
+            let outcome = match result {
+                Ok(report) => {
+                    let mut value = serde_json::to_value(report).unwrap_or_default();
+                    if let Some(object) = value.as_object_mut() {
+                        let text = format!(
+                            "Epoch {} of {name} would start: copied in {} ms, built in {} ms, ran {} ms in isolation ({} ms of its vCPUs) \
+                             and answered after {} ms; nothing is left of it",
+                            report.epoch, report.copied_ms, report.built_ms, report.ran_ms, report.cpu_ms, report.answered_ms
+                        );
+                        object.insert("message".into(), text.into());
+                    }
+                    Outcome::Completed(value)
+                }
+                Err(DrillError::Interrupted(text)) if work.is_aborted() => Outcome::Cancelled(text),
+                Err(error @ DrillError::Failed(_)) => {
+                    Outcome::Failed(ApiError::new(ErrorCode::Failed, format!("The copy of {name} would not start: {error}")))
                 }
                 Err(error) => Outcome::Failed(ApiError::new(ErrorCode::Conflict, error.to_string())),
             };

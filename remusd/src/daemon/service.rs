@@ -59,6 +59,7 @@ impl Service for Daemon {
                 // Nothing runs that could be told: what a crash has left is taken over.
                 None => self.recover_asked(Some(&domain), true, by, tag).await,
             },
+            Request::Drill { domain, run_ms, tag } => self.begin_drill(&domain, run_ms, by, tag)?.answer().await,
             Request::Discard { domain, tag } => self.begin_discard(&domain, by, tag)?.answer().await,
             Request::Recover { domain, assume_owner, tag } => {
                 self.recover_asked(domain.as_deref(), assume_owner, by, tag).await

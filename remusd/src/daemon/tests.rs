@@ -22,7 +22,8 @@ use crate::protect::machine::{GuestEnd, StopWhy};
 use crate::protect::options::ProtectOptions;
 use crate::xen::{FakeHypervisor, FakeStore, GuestType};
 
-pub(super) type Double = Box<dyn Fn(&str) -> Result<Arc<Handle>, ApiError> + Send + Sync>;
+type SetUp = Result<Arc<Handle>, ApiError>;
+pub(super) type Double = Box<dyn Fn(&str) -> SetUp + Send + Sync>;
 
 const WEB: ProtectionId = ProtectionId::from_u128(0x1234);
 const ROOT: Initiator = Initiator { uid: 0, pid: Some(1) };
@@ -52,7 +53,7 @@ struct Fixture {
     backup: BackupDouble,
     hypervisor: Arc<FakeHypervisor>,
     /// What the next set-ups of a protection come to; the last one's for ever.
-    set_ups: Arc<Mutex<VecDeque<Result<Arc<Handle>, ApiError>>>>,
+    set_ups: Arc<Mutex<VecDeque<SetUp>>>,
     asked: Arc<Mutex<u32>>,
     _dir: tempfile::TempDir,
 }
@@ -79,7 +80,7 @@ impl Fixture {
         let state = StateDir::open(dir.path()).unwrap();
         let witnesses = Arc::new(Witnesses::new(state.clone(), dir.path().join("witness.json")));
         let daemon = Arc::new(Daemon::new(host, state, backup.events.clone(), backup.registry.clone(), witnesses));
-        let set_ups = Arc::<Mutex<VecDeque<Result<Arc<Handle>, ApiError>>>>::default();
+        let set_ups = Arc::<Mutex<VecDeque<SetUp>>>::default();
         let asked = Arc::<Mutex<u32>>::default();
         let (next, count) = (set_ups.clone(), asked.clone());
         let double: Double = Box::new(move |_| {

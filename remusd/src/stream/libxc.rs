@@ -356,7 +356,7 @@ pub fn page_record(batch: &PageBatch) -> Option<[Bytes; 2]> {
 }
 
 /// Appends a record of either layer: both have the same head and padding. The body must be shorter than 4 GiB.
-pub(super) fn put_record(buffer: &mut BytesMut, kind: u32, body: &[u8]) {
+pub(crate) fn put_record(buffer: &mut BytesMut, kind: u32, body: &[u8]) {
     buffer.reserve(RECORD_HEADER + body.len() + 8);
     buffer.put_u32_le(kind);
     buffer.put_u32_le(u32::try_from(body.len()).unwrap_or(u32::MAX));

@@ -1,5 +1,7 @@
 //! Scenarios: what is tried on nested hosts, and the runner.
 
+mod api_programs;
+mod api_story;
 mod harness_end;
 mod harness_self;
 mod main_backup_loss;
@@ -16,6 +18,7 @@ mod main_two_guests;
 mod main_xl_remus;
 mod report;
 mod runner;
+mod safety_drill;
 mod safety_frozen;
 mod safety_lost_host;
 mod safety_paired;
@@ -87,12 +90,23 @@ pub const SCENARIOS: &[Scenario] = &[
     safety_soak::SOAK,
     safety_vif_gate::GATE,
     safety_lost_host::RETURNS,
+    safety_drill::DRILL,
+    api_story::STORY,
+    api_programs::PROGRAMS,
 ];
 
 /// Scenarios that are written but that no run has shown to pass yet: skipped, and counted as such, unless `XEN_TEST_UNSHOWN` is set.
 /// A name leaves this list with the run that shows it.
-pub const UNSHOWN: &[&str] =
-    &["safety-switchover", "safety-paired", "safety-soak", "safety-vif-gate", "safety-lost-host-returns"];
+pub const UNSHOWN: &[&str] = &[
+    "safety-switchover",
+    "safety-paired",
+    "safety-soak",
+    "safety-vif-gate",
+    "safety-lost-host-returns",
+    "safety-drill",
+    "api-story",
+    "api-programs",
+];
 
 /// What a scenario works with.
 #[derive(Debug)]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::{Decline, Registry};
 use crate::backup::copy::{Whose, destroy_domain};
+use crate::backup::drill;
 use crate::backup::driver::witness::{activate, forfeit};
 use crate::backup::error::BackupError;
 use crate::backup::incoming::domain_ref;
@@ -22,6 +23,7 @@ impl Registry {
     pub async fn recover(self: &Arc<Self>) -> Result<(), BackupError> {
         let records: Vec<_> = self.known().records.values().cloned().collect();
         for mut record in records {
+            drill::clear_away(self.host.as_ref(), record.uuid, &record.name).await;
             if matches!(record.phase, Phase::Active | Phase::Discarded) {
                 if record.owed {
                     self.settle_claim(&record);

@@ -1,5 +1,6 @@
 //! Whole flows: a primary's link against the registry, with a receiver that does what xl does.
 
+mod drill;
 mod failover;
 mod failures;
 mod fake;

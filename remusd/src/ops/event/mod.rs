@@ -115,6 +115,10 @@ kinds! {
     Activated = "activated",
     /// Backup: the copy could not be activated; detail says why.
     ActivationFailed = "activation_failed",
+    /// Backup: a drill has shown that the last epoch would start.
+    Drilled = "drilled",
+    /// ALARM, backup: a drill has shown that it would not; detail says what went wrong.
+    DrillFailed = "drill_failed",
     /// Backup: the copy was destroyed; detail says why.
     Discarded = "discarded",
     /// After a crash of the daemon: what was found and put right.
@@ -152,6 +156,7 @@ impl EventKind {
                 | Self::WitnessTrouble
                 | Self::AuditDiffers
                 | Self::SwitchoverFailed
+                | Self::DrillFailed
                 | Self::ActivationFailed
         )
     }

@@ -33,6 +33,8 @@ pub enum OperationKind {
     Discard,
     /// Putting right what a crash left behind.
     Recover,
+    /// The last epoch is started in isolation.
+    Drill,
     /// A copy goes on, or is begun, on an operator's word alone.
     AssumeAlone,
     /// A copy that an audit found wrong is made anew.
@@ -50,6 +52,7 @@ impl OperationKind {
         Self::Failover,
         Self::Discard,
         Self::Recover,
+        Self::Drill,
         Self::AssumeAlone,
         Self::Resync,
         Self::DiskSync,
@@ -65,6 +68,7 @@ impl fmt::Display for OperationKind {
             Self::Failover => "failover",
             Self::Discard => "discard",
             Self::Recover => "recover",
+            Self::Drill => "drill",
             Self::AssumeAlone => "assume_alone",
             Self::Resync => "resync",
             Self::DiskSync => "disk_sync",

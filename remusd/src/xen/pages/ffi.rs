@@ -9,7 +9,7 @@ use libloading::os::unix::{Library, Symbol};
 
 use super::{PageHash, hash};
 use crate::ids::DomId;
-use crate::stream::item::PAGE_SIZE;
+use crate::stream::item::{PAGE_SIZE, PageBatch};
 use crate::xen::ffi::{failed, symbol};
 use crate::xen::hypervisor::XenError;
 use crate::xen::soname;
@@ -52,6 +52,7 @@ struct Functions {
     unmap_resource: Symbol<unsafe extern "C" fn(Handle, *mut c_void) -> c_int>,
     xc_close: Symbol<unsafe extern "C" fn(Handle) -> c_int>,
     types: Symbol<unsafe extern "C" fn(Handle, u32, c_uint, *mut u64) -> c_int>,
+    maximum: Symbol<unsafe extern "C" fn(Handle, u32, *mut u64) -> c_int>,
     grant_size: Symbol<unsafe extern "C" fn(Handle, *mut QuerySize) -> c_int>,
     grant_version: Symbol<unsafe extern "C" fn(Handle, u32) -> c_int>,
 }
@@ -84,6 +85,7 @@ impl Pages {
                 unmap_resource: symbol(&memory_so, "xenforeignmemory_unmap_resource")?,
                 xc_close: symbol(&control_so, "xc_interface_close")?,
                 types: symbol(&control_so, "xc_get_pfn_type_batch")?,
+                maximum: symbol(&control_so, "xc_domain_maximum_gpfn")?,
                 grant_size: symbol(&control_so, "xc_gnttab_query_size")?,
                 grant_version: symbol(&control_so, "xc_gnttab_get_version")?,
             };
@@ -140,6 +142,65 @@ impl Pages {
         // SAFETY: mapped above with as many pages.
         unsafe { (self.functions.unmap)(self.memory, mapped, gfns.len()) };
         Ok(hashes)
+    }
+
+    /// See [`super::GuestPages::read`].
+    pub(super) fn read(&self, domid: DomId, gfns: &[u64]) -> Result<PageBatch, XenError> {
+        if gfns.is_empty() {
+            return Ok(PageBatch::default());
+        }
+        let types = self.types(domid, gfns)?;
+        let there = gfns.iter().zip(types).filter(|(_, kind)| *kind == NOTAB);
+        let entries: Vec<u64> = there.map(|(gfn, _)| *gfn).collect();
+        if entries.is_empty() {
+            return Ok(PageBatch::default());
+        }
+        let mut errors = vec![0; entries.len()];
+        // SAFETY: `entries` and `errors` have as many elements as is said.
+        let mapped = unsafe {
+            (self.functions.map)(
+                self.memory,
+                domid.0,
+                libc::PROT_READ,
+                entries.len(),
+                entries.as_ptr(),
+                errors.as_mut_ptr(),
+            )
+        };
+        if mapped.is_null() {
+            return Err(failed("xenforeignmemory_map", domid, &io::Error::last_os_error()));
+        }
+        let size = entries.len() * PAGE_SIZE;
+        let refused = errors.iter().position(|error| *error != 0);
+        let data = match refused {
+            None => {
+                let mut data = vec![0; size];
+                // SAFETY: every page of the mapping is there (no error). Somebody may write to it meanwhile, so it is copied as bytes.
+                unsafe { std::ptr::copy_nonoverlapping(mapped.cast::<u8>(), data.as_mut_ptr(), size) };
+                data
+            }
+            Some(_) => Vec::new(),
+        };
+        // SAFETY: mapped above with as many pages.
+        unsafe { (self.functions.unmap)(self.memory, mapped, entries.len()) };
+        match refused {
+            Some(index) => {
+                let error = io::Error::from_raw_os_error(errors[index].abs());
+                Err(failed("xenforeignmemory_map", domid, &error))
+            }
+            None => Ok(PageBatch { entries, data: data.into() }),
+        }
+    }
+
+    /// See [`super::GuestPages::last`].
+    pub(super) fn last(&self, domid: DomId) -> Result<u64, XenError> {
+        let mut last = 0;
+        // SAFETY: an open interface, a number, and where the answer goes (`xen_pfn_t`, 64 bits on this architecture).
+        let rc = unsafe { (self.functions.maximum)(self.control, domid.0, &raw mut last) };
+        match rc {
+            0.. => Ok(last),
+            _ => Err(failed("xc_domain_maximum_gpfn", domid, &io::Error::last_os_error())),
+        }
     }
 
     fn types(&self, domid: DomId, gfns: &[u64]) -> Result<Vec<u64>, XenError> {

@@ -14,7 +14,7 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use super::hypervisor::XenError;
 use crate::ids::DomId;
-use crate::stream::item::PAGE_SIZE;
+use crate::stream::item::{PAGE_SIZE, PageBatch};
 
 #[cfg(feature = "xen")]
 pub use real::XenPages;
@@ -41,6 +41,19 @@ pub trait GuestPages: Send + Sync {
     /// # Errors
     /// [`XenError`] when the domain or the interface cannot be used at all.
     async fn hashes(&self, domid: DomId, gfns: Vec<u64>) -> Result<Vec<Option<PageHash>>, XenError>;
+
+    /// Those of these pages that a migration stream would carry, as they are now, in the same order. Holes are left out. Else as
+    /// [`Self::hashes`].
+    ///
+    /// # Errors
+    /// [`XenError`] when the domain or the interface cannot be used, or a page that is there not be mapped.
+    async fn read(&self, domid: DomId, gfns: Vec<u64>) -> Result<PageBatch, XenError>;
+
+    /// The highest page number that the domain has.
+    ///
+    /// # Errors
+    /// [`XenError`] when the domain or the interface cannot be used.
+    async fn last(&self, domid: DomId) -> Result<u64, XenError>;
 }
 
 /// Guest memory in memory.
@@ -76,5 +89,18 @@ impl GuestPages for FakePages {
     async fn hashes(&self, domid: DomId, gfns: Vec<u64>) -> Result<Vec<Option<PageHash>>, XenError> {
         let pages = self.pages();
         Ok(gfns.iter().map(|gfn| pages.get(&(domid, *gfn)).map(|word| hash(&word.repeat(PAGE_SIZE / 8)))).collect())
+    }
+
+    async fn read(&self, domid: DomId, gfns: Vec<u64>) -> Result<PageBatch, XenError> {
+        let pages = self.pages();
+        let there = gfns.into_iter().filter_map(|gfn| Some((gfn, pages.get(&(domid, gfn))?.repeat(PAGE_SIZE / 8))));
+        let (entries, data): (Vec<_>, Vec<_>) = there.unzip();
+        Ok(PageBatch { entries, data: data.concat().into() })
+    }
+
+    async fn last(&self, domid: DomId) -> Result<u64, XenError> {
+        let pages = self.pages();
+        let last = pages.keys().filter(|(of, _)| *of == domid).map(|(_, gfn)| *gfn).max();
+        last.ok_or(XenError::NoDomain { domid })
     }
 }

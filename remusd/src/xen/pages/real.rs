@@ -5,6 +5,7 @@ use async_trait::async_trait;
 use super::ffi::Pages;
 use super::{GuestPages, PageHash};
 use crate::ids::DomId;
+use crate::stream::item::PageBatch;
 use crate::xen::hypervisor::XenError;
 use crate::xen::owner::{Lost, Owner};
 
@@ -30,6 +31,20 @@ impl GuestPages for XenPages {
         let read = self.owner.call(move |pages| pages.hashes(domid, &gfns)).await;
         match read {
             Ok(hashes) => hashes,
+            Err(Lost) => Err(XenError::OwnerGone),
+        }
+    }
+
+    async fn read(&self, domid: DomId, gfns: Vec<u64>) -> Result<PageBatch, XenError> {
+        match self.owner.call(move |pages| pages.read(domid, &gfns)).await {
+            Ok(batch) => batch,
+            Err(Lost) => Err(XenError::OwnerGone),
+        }
+    }
+
+    async fn last(&self, domid: DomId) -> Result<u64, XenError> {
+        match self.owner.call(move |pages| pages.last(domid)).await {
+            Ok(last) => last,
             Err(Lost) => Err(XenError::OwnerGone),
         }
     }

@@ -22,6 +22,9 @@ struct Guest {
     state: Option<Bytes>,
 }
 
+/// A domain that was destroyed: its name, memory and state, and whether it ran.
+pub(super) type Destroyed = (String, BTreeMap<u64, u8>, Option<Bytes>, bool);
+
 /// A host with domains whose memory can be looked at.
 #[derive(Default)]
 pub(super) struct FakeHost {
@@ -32,6 +35,11 @@ pub(super) struct FakeHost {
     pub carrier: Mutex<Option<bool>>,
     /// Nobody may read a domain's pages.
     pub unreadable: Mutex<bool>,
+    /// Domains that run do nothing, end at once, do not answer.
+    pub idle: Mutex<bool>,
+    pub crashes: Mutex<bool>,
+    pub mute: Mutex<bool>,
+    pub destroyed: Mutex<Vec<Destroyed>>,
     /// The names that domains had when their interfaces were opened.
     pub opened: Mutex<Vec<String>>,
 }
@@ -62,6 +70,11 @@ impl FakeHost {
         while self.with(domid, |guest| guest.memory.values().filter(|f| **f == fill).count()).unwrap() < count {
             backoff.wait().await.unwrap();
         }
+    }
+
+    /// As the receiver does.
+    pub fn overwrite(&self, domid: DomId, gfns: &[u64], fill: u8) {
+        self.with(domid, |guest| guest.memory.extend(gfns.iter().map(|gfn| (*gfn, fill)))).unwrap();
     }
 
     /// Memory and state of the domain of this name, if it runs.
@@ -117,6 +130,36 @@ impl BackupHost for FakeHost {
         read.map_err(|error| BackupError::Host(error.to_string()))
     }
 
+    async fn read_pages(&self, domid: DomId, gfns: Vec<u64>) -> Result<PageBatch, BackupError> {
+        let read = self.with(domid, |guest| {
+            let there = gfns.iter().filter_map(|gfn| Some((*gfn, *guest.memory.get(gfn)?)));
+            let (entries, data): (Vec<u64>, Vec<Vec<u8>>) =
+                there.map(|(gfn, fill)| (gfn, vec![fill; PAGE_SIZE])).unzip();
+            PageBatch { entries, data: data.concat().into() }
+        });
+        read.map_err(|error| BackupError::Host(error.to_string()))
+    }
+
+    async fn last_page(&self, domid: DomId) -> Result<u64, BackupError> {
+        let last = self.with(domid, |guest| guest.memory.keys().max().copied().unwrap_or_default());
+        last.map_err(|error| BackupError::Host(error.to_string()))
+    }
+
+    async fn vitals(&self, domid: DomId) -> Result<crate::backup::host::Vitals, BackupError> {
+        let paused = self.with(domid, |guest| guest.domain.paused).map_err(|e| BackupError::Host(e.to_string()))?;
+        let idle = paused || *self.idle.lock().unwrap();
+        let cpu_time = if idle { Duration::ZERO } else { Duration::from_millis(7) };
+        let ended = self.crashes.lock().unwrap().then(|| "crash".to_owned()).filter(|_| !paused);
+        Ok(crate::backup::host::Vitals { cpu_time, ended })
+    }
+
+    async fn asks_for_life(&self, _: DomId, _: Duration) -> Result<(), String> {
+        match *self.mute.lock().unwrap() {
+            true => Err("no answer".into()),
+            false => Ok(()),
+        }
+    }
+
     async fn open_vifs(&self, domid: DomId) -> Result<(), BackupError> {
         let name = self.with(domid, |guest| guest.domain.name.clone().unwrap_or_default());
         self.opened.lock().unwrap().push(name.map_err(|error| BackupError::Host(error.to_string()))?);
@@ -124,6 +167,11 @@ impl BackupHost for FakeHost {
     }
 
     async fn destroy(&self, domid: DomId) -> Result<(), BackupError> {
+        let last = self.with(domid, |guest| {
+            let name = guest.domain.name.clone().unwrap_or_default();
+            (name, guest.memory.clone(), guest.state.clone(), !guest.domain.paused)
+        });
+        self.destroyed.lock().unwrap().extend(last);
         self.remove(domid);
         Ok(())
     }
@@ -340,6 +388,8 @@ impl Xl {
                 }
                 9 => self.host.with(domid, |guest| guest.state = Some(body))?,
                 0x10 => {}
+                // Optional.
+                0x8000_0000.. => {}
                 other => return Err(io::Error::other(format!("unknown record {other}"))),
             }
             if self.behaviour.die_after.is_some_and(|after| seen >= after) {
