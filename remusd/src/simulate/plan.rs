@@ -192,7 +192,7 @@ impl Plan {
         let (time, host) = (duration(rng), rng.below(2) as HostIx);
         let fault = |after: Micros, what| Fault { when: When::At(at + after), what };
         let soon = rng.below(40 * MS);
-        match rng.below(3) {
+        match rng.below(4) {
             // The guest is given away, and then something else.
             0 => {
                 let then = [What::CutFrom(host, time), What::Reset, What::Kill(host, time), What::StartFails(1)];
@@ -202,6 +202,17 @@ impl Plan {
             1 if witness => {
                 let away = What::WitnessAway(0, time);
                 vec![fault(0, What::Stall(0, time)), fault(0, away), fault(0, What::StartFails(1))]
+            }
+            // What a restarted daemon asks of the backup is held up, and outlives its host.
+            2 => {
+                let down = rng.range(5 * MS, 60 * MS);
+                let cut = down + rng.below(6 * MS);
+                let goes = cut + rng.range(5 * MS, 60 * MS);
+                vec![
+                    fault(0, What::Kill(0, down)),
+                    fault(cut, What::CutFrom(0, rng.range(80 * MS, 250 * MS))),
+                    fault(goes, What::PowerLoss(0, time)),
+                ]
             }
             // The backup is slow when the primary goes.
             _ => {
