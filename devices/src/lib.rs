@@ -12,6 +12,7 @@
 mod classify;
 mod device;
 mod error;
+pub mod mirror;
 pub mod netbuffer;
 mod none;
 mod policy;

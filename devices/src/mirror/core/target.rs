@@ -1,0 +1,498 @@
+//! The side that follows: holds batches, applies whole ones in order, and becomes exactly one epoch when activated.
+//!
+//! Without input and output, like [`super::source`]. One machine per session with a source. What of it survives a crash
+//! is the head ([`super::meta::Head`]): `applying` is on disk before the first write of a batch and goes only after a
+//! flush with nothing half done, so an unclean end is never taken for a good copy (hazard F15).
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::extent::{Extent, Geometry, GeometryError};
+use super::record::{BatchDigest, BatchEnd, Payload, Record};
+
+/// Flush at the latest after so many applied bytes.
+const FLUSH_BYTES: u64 = 64 << 20;
+/// One write of the largest size may go over the capacity.
+const SLACK: u64 = 64 << 20;
+
+/// What the caller has to do. One of `SaveHead`, `Apply` and `Flush` is under way at a time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TargetAction {
+    /// Write the head with these values to stable storage, then call [`Target::saved`].
+    SaveHead(HeadState),
+    /// Do these in order to the disk, then call [`Target::applied`] with the answers to the checks.
+    Apply(Vec<Record>),
+    /// Flush the disk, then call [`Target::flushed`].
+    Flush,
+    /// Tell the source.
+    Reply(Reply),
+    /// The disk is exactly the activated epoch's, flushed, and the head says so: it may be served.
+    Activated(u64),
+    /// A whole epoch more is held.
+    Held(u64),
+    /// The copy cannot follow any more, and is not good.
+    Broken(&'static str),
+}
+
+/// The part of the head that this machine decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeadState {
+    /// No synchronisation is unfinished.
+    pub synced: bool,
+    /// Batches may be half applied.
+    pub applying: bool,
+    /// The epoch that the copy is at, if it is at one.
+    pub epoch: Option<u64>,
+    /// It is the source from now on.
+    pub source: bool,
+}
+
+/// What the source is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reply {
+    /// Batches up to this one are applied.
+    Applied(u64),
+    /// Batches up to this one are on stable storage.
+    Durable(u64),
+    /// The answer to a check.
+    Checked {
+        /// Which.
+        id: u64,
+        /// Whether the contents were the same.
+        same: bool,
+    },
+}
+
+/// The source broke the rules: the session ends, nothing of the open batch is applied.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TargetError {
+    /// A record outside of the disk.
+    #[error("the source sent a record that does not fit the disk: {0}")]
+    Geometry(#[from] GeometryError),
+    /// Data is not as long as its extent.
+    #[error("the source sent {data} bytes for a range of {length}")]
+    Length {
+        /// Bytes.
+        data: usize,
+        /// Bytes.
+        length: u32,
+    },
+    /// A batch out of order.
+    #[error("the source closed batch {got}, batch {expected} was next")]
+    Order {
+        /// Expected number.
+        expected: u64,
+        /// Number in the record.
+        got: u64,
+    },
+    /// What arrived is not what was sent.
+    #[error("batch {0} does not have the contents that the source says it has; look for faulty memory")]
+    Digest(u64),
+    /// More than this side said it can hold.
+    #[error("the source sent more than the {0} bytes that this side can hold")]
+    Capacity(u64),
+    /// Activation has begun.
+    #[error("this copy takes in nothing any more: it is being activated")]
+    Frozen,
+}
+
+/// Why an epoch cannot be activated or committed (R4, R5).
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EpochError {
+    /// It was never whole here.
+    #[error("epoch {0} of the disk is not held here")]
+    NotHeld(u64),
+    /// Something newer is on the disk.
+    #[error("the disk is ahead of epoch {0}")]
+    Ahead(u64),
+    /// Output was not held back yet.
+    #[error("no armed epoch has arrived: the copy is not fit for activation")]
+    NotArmed,
+    /// R4.
+    #[error("the synchronisation of the disk is unfinished: the copy is not fit for activation")]
+    NotSynced,
+    /// An earlier failure.
+    #[error("the copy is broken: {0}")]
+    Broken(&'static str),
+}
+
+#[derive(Debug)]
+struct Staged {
+    end: BatchEnd,
+    records: Vec<Record>,
+    cost: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Busy {
+    Idle,
+    Saving(HeadState),
+    Applying,
+    Flushing(u64),
+}
+
+/// The target of one disk, in one session.
+pub struct Target {
+    geometry: Geometry,
+    capacity: u64,
+    open: Vec<Record>,
+    digest: BatchDigest,
+    open_cost: u64,
+    held: u64,
+    staged: VecDeque<Staged>,
+    last_batch: u64,
+    /// Epochs that are whole here, with their batch; the last one that is applied stays.
+    epochs: BTreeMap<u64, u64>,
+    armed: bool,
+    /// Batches up to this one may be applied.
+    commit: u64,
+    applied: u64,
+    durable: u64,
+    unflushed: u64,
+    busy: Busy,
+    /// As on disk.
+    head: HeadState,
+    synced: bool,
+    frozen: bool,
+    activating: Option<u64>,
+    active: bool,
+    broken: Option<&'static str>,
+    actions: Vec<TargetAction>,
+}
+
+impl Target {
+    /// A target whose head on disk is `head`. `capacity` bytes may be held.
+    #[must_use]
+    pub fn new(geometry: Geometry, capacity: u64, head: HeadState) -> Self {
+        Self {
+            geometry,
+            capacity,
+            open: Vec::new(),
+            digest: BatchDigest::default(),
+            open_cost: 0,
+            held: 0,
+            staged: VecDeque::new(),
+            last_batch: 0,
+            epochs: BTreeMap::new(),
+            armed: false,
+            commit: 0,
+            applied: 0,
+            durable: 0,
+            unflushed: 0,
+            busy: Busy::Idle,
+            head,
+            synced: head.synced,
+            frozen: false,
+            activating: None,
+            active: false,
+            broken: None,
+            actions: Vec::new(),
+        }
+    }
+
+    /// What to do, in this order, since the last call.
+    #[must_use]
+    pub fn take_actions(&mut self) -> Vec<TargetAction> {
+        std::mem::take(&mut self.actions)
+    }
+
+    /// The next record of the stream.
+    ///
+    /// # Errors
+    /// [`TargetError`]: end the session.
+    pub fn receive(&mut self, record: Record) -> Result<(), TargetError> {
+        if self.frozen {
+            return Err(TargetError::Frozen);
+        }
+        match &record {
+            Record::Write { extent, payload } => {
+                self.geometry.check(*extent)?;
+                if let Payload::Data(data) = payload
+                    && data.len() != extent.length as usize
+                {
+                    return Err(TargetError::Length { data: data.len(), length: extent.length });
+                }
+            }
+            Record::Check { extent, .. } => self.geometry.check(*extent)?,
+            Record::SyncDone => {}
+            Record::End(end) => return self.end(*end),
+        }
+        let cost = record.cost();
+        if self.held + cost > self.capacity.saturating_add(SLACK) {
+            return Err(TargetError::Capacity(self.capacity));
+        }
+        self.held += cost;
+        self.open_cost += cost;
+        self.digest.update(&record);
+        self.open.push(record);
+        Ok(())
+    }
+
+    fn end(&mut self, end: BatchEnd) -> Result<(), TargetError> {
+        let expected = self.last_batch + 1;
+        if end.batch != expected {
+            return Err(TargetError::Order { expected, got: end.batch });
+        }
+        if self.digest.end(end.batch, end.epoch, end.armed) != end {
+            return Err(TargetError::Digest(end.batch));
+        }
+        self.last_batch = end.batch;
+        let records = std::mem::take(&mut self.open);
+        self.staged.push_back(Staged { end, records, cost: std::mem::take(&mut self.open_cost) });
+        if let Some(epoch) = end.epoch {
+            self.epochs.insert(epoch, end.batch);
+            self.actions.push(TargetAction::Held(epoch));
+        }
+        self.armed |= end.armed;
+        if !self.armed {
+            self.commit = end.batch;
+        }
+        self.step();
+        Ok(())
+    }
+
+    /// The stream has ended. What is whole stays.
+    pub fn session_over(&mut self) {
+        self.held -= self.open_cost;
+        self.open_cost = 0;
+        self.open.clear();
+        self.digest = BatchDigest::default();
+    }
+
+    /// Whether all of the epoch has arrived.
+    #[must_use]
+    pub fn holds(&self, epoch: u64) -> bool {
+        self.epochs.contains_key(&epoch)
+    }
+
+    /// The epoch is acknowledged, so the memory never goes back before it: it may be applied, and those before it.
+    ///
+    /// # Errors
+    /// [`EpochError::NotHeld`], [`EpochError::Broken`].
+    pub fn commit(&mut self, epoch: u64) -> Result<(), EpochError> {
+        if let Some(why) = self.broken {
+            return Err(EpochError::Broken(why));
+        }
+        let batch = *self.epochs.get(&epoch).ok_or(EpochError::NotHeld(epoch))?;
+        self.commit = self.commit.max(batch);
+        self.step();
+        Ok(())
+    }
+
+    /// The copy of the guest is gone or was never made: what is whole may be applied as it comes.
+    pub fn disarm(&mut self) {
+        if self.activating.is_none() {
+            self.armed = false;
+            self.commit = self.last_batch;
+            self.step();
+        }
+    }
+
+    /// Takes in nothing more. The first step of claiming: commits end, too, with what the caller has committed.
+    pub fn freeze(&mut self) {
+        self.frozen = true;
+        self.session_over();
+    }
+
+    /// Makes the disk exactly that of `epoch`: older batches are applied, newer ones dropped, then flushed.
+    /// [`TargetAction::Activated`] says when it is done. Freezes.
+    ///
+    /// # Errors
+    /// [`EpochError`], with nothing changed but the freeze.
+    pub fn activate(&mut self, epoch: u64) -> Result<(), EpochError> {
+        self.freeze();
+        if let Some(why) = self.broken {
+            return Err(EpochError::Broken(why));
+        }
+        if !self.armed {
+            return Err(EpochError::NotArmed);
+        }
+        let batch = *self.epochs.get(&epoch).ok_or(EpochError::NotHeld(epoch))?;
+        // What is being applied counts as applied.
+        if self.applied > batch || self.commit > batch {
+            return Err(EpochError::Ahead(epoch));
+        }
+        let ends_sync = |s: &&Staged| s.end.batch <= batch && s.records.contains(&Record::SyncDone);
+        if !self.synced && !self.staged.iter().any(|s| ends_sync(&s)) {
+            return Err(EpochError::NotSynced);
+        }
+        self.staged.retain(|s| s.end.batch <= batch);
+        self.commit = batch;
+        self.activating = Some(epoch);
+        self.step();
+        Ok(())
+    }
+
+    /// Nothing has come for a while: the head may say that the copy is good as it is.
+    pub fn settle(&mut self) {
+        if self.busy == Busy::Idle && self.broken.is_none() && !self.is_behind() && self.activating.is_none() {
+            self.save(HeadState { synced: self.synced, applying: false, epoch: self.at_epoch(), source: false });
+        }
+    }
+
+    fn at_epoch(&self) -> Option<u64> {
+        self.epochs.iter().find(|(_, batch)| **batch == self.applied).map(|(epoch, _)| *epoch)
+    }
+
+    fn is_behind(&self) -> bool {
+        self.staged.front().is_some_and(|s| s.end.batch <= self.commit) || self.applied > self.durable
+    }
+
+    fn save(&mut self, state: HeadState) {
+        if state != self.head {
+            self.busy = Busy::Saving(state);
+            self.actions.push(TargetAction::SaveHead(state));
+        }
+    }
+
+    fn step(&mut self) {
+        if self.busy != Busy::Idle || self.broken.is_some() || self.active {
+            return;
+        }
+        if self.head.synced && !self.synced {
+            let state = HeadState { synced: false, epoch: None, ..self.head };
+            return self.save(state);
+        }
+        let ready = self.staged.front().is_some_and(|s| s.end.batch <= self.commit);
+        if ready && !self.head.applying {
+            self.save(HeadState { synced: self.head.synced, applying: true, epoch: None, source: false });
+        } else if ready && self.unflushed < FLUSH_BYTES {
+            self.busy = Busy::Applying;
+            if let Some(front) = self.staged.front_mut() {
+                let records = std::mem::take(&mut front.records);
+                // Kept without its data: `applied` has to know what was in it.
+                front.records = records.iter().filter(|r| **r == Record::SyncDone).cloned().collect();
+                self.actions.push(TargetAction::Apply(records));
+            }
+        } else if self.applied > self.durable {
+            self.busy = Busy::Flushing(self.applied);
+            self.actions.push(TargetAction::Flush);
+        } else if let Some(epoch) = self.activating {
+            if self.synced {
+                self.save(HeadState { synced: true, applying: false, epoch: Some(epoch), source: true });
+            } else {
+                self.fail("a check of its contents failed, or the synchronisation is unfinished");
+            }
+        }
+    }
+
+    /// The head is on disk, or not.
+    pub fn saved(&mut self, ok: bool) {
+        let Busy::Saving(state) = self.busy else { return };
+        self.busy = Busy::Idle;
+        if !ok {
+            return self.fail("its metadata cannot be written");
+        }
+        self.head = state;
+        if let (true, Some(epoch)) = (state.source, self.activating) {
+            self.active = true;
+            self.actions.push(TargetAction::Activated(epoch));
+        }
+        self.step();
+    }
+
+    /// The records of the last `Apply` are done; with the answers to its checks. `Err`: a read or write failed.
+    pub fn applied(&mut self, result: Result<Vec<Checked>, ()>) {
+        if self.busy != Busy::Applying {
+            return;
+        }
+        self.busy = Busy::Idle;
+        let Ok(checks) = result else { return self.fail("a write to it failed") };
+        let Some(done) = self.staged.pop_front() else { return };
+        self.held -= done.cost;
+        self.unflushed += done.cost;
+        self.applied = done.end.batch;
+        let newest = self.at_epoch();
+        self.epochs.retain(|epoch, batch| *batch > done.end.batch || Some(*epoch) == newest);
+        for Checked { id, same, verify } in checks {
+            self.synced &= same || !verify;
+            self.actions.push(TargetAction::Reply(Reply::Checked { id, same }));
+        }
+        self.synced |= done.records.contains(&Record::SyncDone);
+        self.actions.push(TargetAction::Reply(Reply::Applied(self.applied)));
+        self.step();
+    }
+
+    /// The flush is over.
+    pub fn flushed(&mut self, ok: bool) {
+        let Busy::Flushing(batch) = self.busy else { return };
+        self.busy = Busy::Idle;
+        if !ok {
+            // What of the earlier writes is on disk is unknown, and a second flush would not say.
+            return self.fail("a flush of it failed");
+        }
+        self.durable = batch;
+        self.unflushed = 0;
+        self.actions.push(TargetAction::Reply(Reply::Durable(batch)));
+        self.step();
+    }
+
+    fn fail(&mut self, why: &'static str) {
+        self.broken = Some(why);
+        self.actions.push(TargetAction::Broken(why));
+    }
+
+    /// Whether nothing is being done: the machine may be dropped without losing more than what it holds.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.busy == Busy::Idle
+    }
+
+    /// Whether batches wait for commits.
+    #[must_use]
+    pub fn is_armed(&self) -> bool {
+        self.armed
+    }
+
+    /// Whether the copy was alike when it was last known.
+    #[must_use]
+    pub fn is_synced(&self) -> bool {
+        self.synced
+    }
+
+    /// Bytes held, and batches received, applied and durable.
+    #[must_use]
+    pub fn progress(&self) -> TargetProgress {
+        TargetProgress {
+            held: self.held,
+            received: self.last_batch,
+            applied: self.applied,
+            durable: self.durable,
+            newest_epoch: self.epochs.last_key_value().map(|(epoch, _)| *epoch),
+        }
+    }
+}
+
+/// How far a target is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TargetProgress {
+    /// Bytes in memory.
+    pub held: u64,
+    /// Batches that are whole here.
+    pub received: u64,
+    /// Batches on the disk.
+    pub applied: u64,
+    /// Batches on stable storage.
+    pub durable: u64,
+    /// The newest epoch that is whole here.
+    pub newest_epoch: Option<u64>,
+}
+
+/// The answer to a check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Checked {
+    /// Which.
+    pub id: u64,
+    /// Whether the contents were the same.
+    pub same: bool,
+    /// As in the check.
+    pub verify: bool,
+}
+
+/// The range that a record reads or writes.
+#[must_use]
+pub fn range_of(record: &Record) -> Option<Extent> {
+    match record {
+        Record::Write { extent, .. } | Record::Check { extent, .. } => Some(*extent),
+        Record::SyncDone | Record::End(_) => None,
+    }
+}

@@ -1,0 +1,3 @@
+//! A mirrored disk: epoch-buffered replication on a stock kernel.
+
+pub mod core;
