@@ -29,7 +29,13 @@ impl Intent {
     pub fn load(log: u128, regions: u32, blocks: &[Vec<u8>]) -> Self {
         let pages = (0..pages(regions)).map(|page| {
             let durable = decode_page(log, page, blocks.get(page as usize).map_or(&[], Vec::as_slice));
-            Page { wanted: durable.clone(), durable, in_flight: None }
+            let mut wanted = durable.clone();
+            // A lost page also marks what comes after the disk's end.
+            for (byte, bits) in wanted.iter_mut().enumerate() {
+                let left = i64::from(regions) - i64::from(page * PAGE_REGIONS) - byte as i64 * 8;
+                *bits &= if left >= 8 { 0xff } else { (1u16 << left.max(0)).wrapping_sub(1) as u8 };
+            }
+            Page { wanted, durable, in_flight: None }
         });
         Self { log, pages: pages.collect() }
     }
@@ -99,6 +105,12 @@ impl Intent {
         (0..regions).filter(|r| self.is_wanted(*r))
     }
 
+    /// Number of regions that are marked on disk, or about to be.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.pages.iter().flat_map(|page| &page.wanted).map(|byte| u64::from(byte.count_ones())).sum()
+    }
+
     /// Whether every wanted mark is on disk.
     #[must_use]
     pub fn is_settled(&self) -> bool {
@@ -124,7 +136,7 @@ mod tests {
     #[test]
     fn a_lost_log_marks_everything() {
         let intent = Intent::load(1, 10, &[]);
-        assert_eq!(intent.marked(10).count(), 10);
+        assert_eq!((intent.marked(10).count(), intent.count()), (10, 10));
     }
 
     #[test]

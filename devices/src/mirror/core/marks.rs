@@ -65,6 +65,8 @@ impl Marks {
         if self.stamps[region as usize] != SYNCING {
             return false;
         }
+        // Batch 0: nothing was logged in this session, which cannot be of a region that was checked; be safe.
+        let batch = batch.max(1);
         self.set(region, batch);
         self.by_batch.entry(batch).or_default().push(region);
         true

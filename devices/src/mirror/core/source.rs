@@ -13,7 +13,7 @@
 mod scan;
 mod session;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use super::extent::{Extent, Geometry};
 use super::intent::Intent;
@@ -48,6 +48,8 @@ pub enum Action {
         /// What to read.
         extent: Extent,
     },
+    /// Flush the local disk and call [`Source::flushed`].
+    Flush,
     /// There are records in [`Source::next_record`].
     Send,
     /// The open armed batch grows large: a checkpoint should come early. Said once per batch.
@@ -82,15 +84,19 @@ pub struct Source {
     owners: HashMap<Ticket, Owner>,
     marks: Marks,
     intent: Intent,
+    /// Clean regions whose marks are still on disk.
+    retiring: BTreeSet<u32>,
+    /// Those of them that a flush under way covers.
+    flushing: BTreeSet<u32>,
     writes: HashMap<WriteId, Writing>,
     /// Regions with writes under way, and how many.
     pins: HashMap<u32, u32>,
     /// Locked, and waiting for marks to be on disk.
     unmarked: Vec<WriteId>,
-    /// Paced until the time.
-    paced: VecDeque<(Millis, WriteId)>,
-    /// Waiting since the time for the backup to apply something.
-    full: VecDeque<(Millis, WriteId)>,
+    /// Held back, since the time, in order.
+    waiting: VecDeque<(Millis, WriteId)>,
+    /// When the first of them may go on, if time is what it waits for.
+    next_at: Option<Millis>,
     session: Option<Session>,
     scans: Scans,
     actions: Vec<Action>,
@@ -110,11 +116,13 @@ impl Source {
             owners: HashMap::new(),
             marks,
             intent,
+            retiring: BTreeSet::new(),
+            flushing: BTreeSet::new(),
             writes: HashMap::new(),
             pins: HashMap::new(),
             unmarked: Vec::new(),
-            paced: VecDeque::new(),
-            full: VecDeque::new(),
+            waiting: VecDeque::new(),
+            next_at: None,
             session: None,
             scans: Scans::default(),
             actions: Vec::new(),
@@ -133,34 +141,38 @@ impl Source {
         let record = if data { u64::from(extent.length) } else { 0 };
         let cost = Record::SyncDone.cost() + record;
         self.writes.insert(id, Writing { extent, counted: 0, cost, ticket: None });
-        if self.full.is_empty() {
-            self.admit(now, now, id);
-        } else {
-            self.full.push_back((now, id));
+        self.waiting.push_back((now, id));
+        if self.waiting.len() == 1 {
+            self.admit_waiting(now);
         }
     }
 
-    /// `false` if it has to wait longer.
-    fn admit(&mut self, now: Millis, since: Millis, id: WriteId) -> bool {
-        let Some(write) = self.writes.get_mut(&id) else { return true };
-        let admission = match &mut self.session {
-            Some(session) => session.throttle.admit(now, write.cost),
-            None => Admission::Now,
-        };
-        if self.session.is_some() && admission != Admission::Full {
-            write.counted = write.cost;
-        }
-        match admission {
-            Admission::Now => self.lock(id),
-            Admission::At(at) => self.paced.push_back((at, id)),
-            Admission::Full => {
-                self.full.push_front((since, id));
-                self.ask_for_cut();
-                return false;
+    /// Lets on whoever need not wait any longer.
+    fn admit_waiting(&mut self, now: Millis) {
+        self.next_at = None;
+        while let Some(&(_, id)) = self.waiting.front() {
+            if let (Some(write), Some(session)) = (self.writes.get_mut(&id), &mut self.session) {
+                match session.throttle.admit(now, write.cost) {
+                    Admission::Now => write.counted = write.cost,
+                    Admission::At(at) => {
+                        self.next_at = Some(at);
+                        break;
+                    }
+                    Admission::Full => break,
+                }
             }
+            self.waiting.pop_front();
+            self.lock(id);
         }
         self.ask_for_cut();
-        true
+    }
+
+    /// When the write that waits longest has waited too long: without the backup applying anything, or altogether.
+    fn patience_ends(&self) -> Option<Millis> {
+        let session = self.session.as_ref()?;
+        let (since, _) = *self.waiting.front()?;
+        let patience = session.limits.patience;
+        Some((since.max(session.throttle.drained_at()) + patience).min(since + 3 * patience))
     }
 
     fn lock(&mut self, id: WriteId) {
@@ -179,8 +191,7 @@ impl Source {
                 let extent = self.writes[&id].extent;
                 for region in self.geometry.regions_of(extent) {
                     *self.pins.entry(region).or_default() += 1;
-                    let image = self.intent.want(region);
-                    self.actions.extend(image.map(Action::Persist));
+                    self.want(region);
                 }
                 if self.is_marked(extent) {
                     self.actions.push(Action::Write(id));
@@ -285,22 +296,10 @@ impl Source {
 
     /// The caller's clock. Call when [`Source::wake_at`] says so, or more often.
     pub fn tick(&mut self, now: Millis) {
-        while let Some(&(at, id)) = self.paced.front() {
-            if at > now {
-                break;
-            }
-            self.paced.pop_front();
-            self.lock(id);
+        if self.patience_ends().is_some_and(|at| at <= now) {
+            self.end_session(Some(Lost::Overflow));
         }
-        while let Some((since, id)) = self.full.pop_front() {
-            let patience = self.session.as_ref().map_or(0, |s| s.limits.patience);
-            if self.session.is_some() && now.saturating_sub(since) >= patience {
-                self.full.push_front((since, id));
-                self.end_session(Some(Lost::Overflow));
-            } else if !self.admit(now, since, id) {
-                break;
-            }
-        }
+        self.admit_waiting(now);
         if let Some(session) = &mut self.session
             && session.cut_by_age(now)
         {
@@ -309,19 +308,45 @@ impl Source {
         self.pump();
     }
 
-    /// Marks that may go. Call now and then, seconds apart.
+    fn want(&mut self, region: u32) {
+        self.retiring.remove(&region);
+        self.flushing.remove(&region);
+        let image = self.intent.want(region);
+        self.actions.extend(image.map(Action::Persist));
+    }
+
+    /// Begins to take away the marks of clean regions. Call now and then, seconds apart.
+    ///
+    /// That the backup has a write for good is not enough: this host's disk may still have it in a volatile cache, and
+    /// come back from a power loss without it. So a flush comes first.
     pub fn tidy(&mut self) {
-        self.actions.extend(self.intent.tidy().into_iter().map(Action::Persist));
+        if !self.flushing.is_empty() {
+            return;
+        }
+        if self.retiring.is_empty() {
+            self.actions.extend(self.intent.tidy().into_iter().map(Action::Persist));
+        } else {
+            self.flushing = std::mem::take(&mut self.retiring);
+            self.actions.push(Action::Flush);
+        }
+    }
+
+    /// The flush is over.
+    pub fn flushed(&mut self, ok: bool) {
+        let covered = std::mem::take(&mut self.flushing);
+        if ok {
+            covered.into_iter().for_each(|region| self.intent.unwant(region));
+            self.actions.extend(self.intent.tidy().into_iter().map(Action::Persist));
+        } else {
+            self.retiring.extend(covered);
+        }
     }
 
     /// When [`Source::tick`] has something to do, if anything is known to come.
     #[must_use]
     pub fn wake_at(&self) -> Option<Millis> {
-        let paced = self.paced.front().map(|(at, _)| *at);
-        let patience = self.session.as_ref().map_or(0, |s| s.limits.patience);
-        let full = self.full.front().map(|(since, _)| since + patience);
         let age = self.session.as_ref().and_then(Session::cut_at);
-        [paced, full, age].into_iter().flatten().min()
+        [self.next_at, self.patience_ends(), age].into_iter().flatten().min()
     }
 
     /// Whether no write of the guest is under way.
@@ -336,10 +361,16 @@ impl Source {
         self.marks.dirty()
     }
 
+    /// Regions that would have to be compared after a crash now.
+    #[must_use]
+    pub fn marked_regions(&self) -> u32 {
+        self.intent.count() as u32
+    }
+
     /// Writes that are held back now.
     #[must_use]
     pub fn throttled(&self) -> usize {
-        self.paced.len() + self.full.len()
+        self.waiting.len()
     }
 
     /// The disk's.

@@ -105,7 +105,7 @@ pub enum EpochError {
     #[error("the disk is ahead of epoch {0}")]
     Ahead(u64),
     /// Output was not held back yet.
-    #[error("no armed epoch has arrived: the copy is not fit for activation")]
+    #[error("output was not held back in that epoch, or none has arrived: the copy is not fit for activation")]
     NotArmed,
     /// R4.
     #[error("the synchronisation of the disk is unfinished: the copy is not fit for activation")]
@@ -140,8 +140,8 @@ pub struct Target {
     held: u64,
     staged: VecDeque<Staged>,
     last_batch: u64,
-    /// Epochs that are whole here, with their batch; the last one that is applied stays.
-    epochs: BTreeMap<u64, u64>,
+    /// Epochs that are whole here, with their batch and whether they were armed; the last one that is applied stays.
+    epochs: BTreeMap<u64, (u64, bool)>,
     armed: bool,
     /// Batches up to this one may be applied.
     commit: u64,
@@ -239,7 +239,7 @@ impl Target {
         let records = std::mem::take(&mut self.open);
         self.staged.push_back(Staged { end, records, cost: std::mem::take(&mut self.open_cost) });
         if let Some(epoch) = end.epoch {
-            self.epochs.insert(epoch, end.batch);
+            self.epochs.insert(epoch, (end.batch, end.armed));
             self.actions.push(TargetAction::Held(epoch));
         }
         self.armed |= end.armed;
@@ -272,7 +272,7 @@ impl Target {
         if let Some(why) = self.broken {
             return Err(EpochError::Broken(why));
         }
-        let batch = *self.epochs.get(&epoch).ok_or(EpochError::NotHeld(epoch))?;
+        let (batch, _) = *self.epochs.get(&epoch).ok_or(EpochError::NotHeld(epoch))?;
         self.commit = self.commit.max(batch);
         self.step();
         Ok(())
@@ -303,10 +303,12 @@ impl Target {
         if let Some(why) = self.broken {
             return Err(EpochError::Broken(why));
         }
-        if !self.armed {
+        let Some(&(batch, armed)) = self.epochs.get(&epoch) else {
+            return Err(if self.armed { EpochError::NotHeld(epoch) } else { EpochError::NotArmed });
+        };
+        if !self.armed || !armed {
             return Err(EpochError::NotArmed);
         }
-        let batch = *self.epochs.get(&epoch).ok_or(EpochError::NotHeld(epoch))?;
         // What is being applied counts as applied.
         if self.applied > batch || self.commit > batch {
             return Err(EpochError::Ahead(epoch));
@@ -330,7 +332,7 @@ impl Target {
     }
 
     fn at_epoch(&self) -> Option<u64> {
-        self.epochs.iter().find(|(_, batch)| **batch == self.applied).map(|(epoch, _)| *epoch)
+        self.epochs.iter().find(|(_, (batch, _))| *batch == self.applied).map(|(epoch, _)| *epoch)
     }
 
     fn is_behind(&self) -> bool {
@@ -402,7 +404,7 @@ impl Target {
         self.unflushed += done.cost;
         self.applied = done.end.batch;
         let newest = self.at_epoch();
-        self.epochs.retain(|epoch, batch| *batch > done.end.batch || Some(*epoch) == newest);
+        self.epochs.retain(|epoch, (batch, _)| *batch > done.end.batch || Some(*epoch) == newest);
         for Checked { id, same, verify } in checks {
             self.synced &= same || !verify;
             self.actions.push(TargetAction::Reply(Reply::Checked { id, same }));

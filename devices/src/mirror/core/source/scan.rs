@@ -237,7 +237,12 @@ impl Source {
         if *left == 0 {
             self.scans.left.remove(&unit.region);
             if let Some(session) = &self.session {
-                self.marks.end_sync(unit.region, session.batch);
+                let (batch, durable) = (session.last_used(), session.durable);
+                self.marks.end_sync(unit.region, batch);
+                if batch <= durable {
+                    // All that was checked was alike, and is on the backup's disk for good already.
+                    self.durable(durable);
+                }
             }
         }
     }

@@ -13,7 +13,8 @@ pub struct SessionLimits {
     pub soft: u64,
     /// Bytes on their way above which writes wait. At most what the peer can hold.
     pub hard: u64,
-    /// How long a write waits at the hard limit before the session is given up, in milliseconds.
+    /// How long a write waits without the peer applying anything, and a third of how long it waits altogether, before the
+    /// session is given up, in milliseconds.
     pub patience: Millis,
     /// Size in bytes at which an unarmed batch is closed.
     pub cut_bytes: u64,
@@ -67,6 +68,7 @@ pub(super) struct Session {
     /// Cost of batches that are not applied yet.
     closed: VecDeque<(u64, u64)>,
     applied: u64,
+    pub(super) durable: u64,
     armed: bool,
     epoch: Option<u64>,
     cut_asked: bool,
@@ -87,6 +89,7 @@ impl Session {
             now,
             closed: VecDeque::new(),
             applied: 0,
+            durable: 0,
             armed: false,
             epoch: None,
             cut_asked: false,
@@ -111,6 +114,11 @@ impl Session {
     pub(super) fn append_own(&mut self, record: Record) -> u64 {
         self.throttle.add(record.cost());
         self.append(record)
+    }
+
+    /// The newest batch with anything in it.
+    pub(super) fn last_used(&self) -> u64 {
+        if self.digest.is_empty() { self.batch - 1 } else { self.batch }
     }
 
     fn end_batch(&mut self, epoch: Option<u64>) -> BatchEnd {
@@ -155,16 +163,15 @@ impl Source {
             self.writes.values_mut().for_each(|w| w.counted = 0);
             self.actions.extend(why.map(Action::Lost));
         }
-        let waiting: Vec<_> = self.paced.drain(..).chain(self.full.drain(..)).map(|(_, id)| id).collect();
-        waiting.into_iter().for_each(|id| self.lock(id));
+        let waiting: Vec<_> = self.waiting.drain(..).collect();
+        waiting.into_iter().for_each(|(_, id)| self.lock(id));
     }
 
     /// Marks regions that differ for a reason of the caller's (the peer's marks).
     pub fn mark(&mut self, regions: impl IntoIterator<Item = u32>) {
         for region in regions {
             self.marks.set_unsent(region);
-            let image = self.intent.want(region);
-            self.actions.extend(image.map(Action::Persist));
+            self.want(region);
         }
     }
 
@@ -232,12 +239,11 @@ impl Source {
 
     /// All batches up to `batch` are on the peer's stable storage.
     pub fn durable(&mut self, batch: u64) {
-        if self.session.is_none() {
-            return;
-        }
+        let Some(session) = &mut self.session else { return };
+        session.durable = session.durable.max(batch);
         for region in self.marks.durable(batch) {
             if !self.pins.contains_key(&region) {
-                self.intent.unwant(region);
+                self.retiring.insert(region);
             }
         }
     }
