@@ -1,3 +1,17 @@
-//! A mirrored disk: epoch-buffered replication on a stock kernel.
+//! A mirrored disk: epoch-buffered replication on a stock kernel. `docs/disks.md` describes it.
+//!
+//! - [`core`]: the rules, without input and output.
+//! - [`io`], [`nbd`], [`peer`]: the disk below, the guest's side, the other host's side.
+//! - [`service`]: the process that puts them together, one per disk.
+//! - [`Mirror`], [`client`]: the device layer's and the daemon's view of it; [`jobs`]: its slow operations.
 
+pub mod client;
 pub mod core;
+pub mod io;
+pub mod jobs;
+pub mod nbd;
+pub mod peer;
+pub mod service;
+mod subkind;
+
+pub use subkind::{Mirror, end_protection};

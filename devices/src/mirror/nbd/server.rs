@@ -1,0 +1,225 @@
+//! One client: negotiation, then requests in and replies out.
+
+use std::io::{self, IoSlice, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+
+use super::proto::{
+    Command, EXPORT_FLAGS, HANDSHAKE_FLAGS, MAX_DATA, NBD_MAGIC, OPTION_MAGIC, Request, option, option_reply, reply,
+};
+use crate::mirror::core::extent::{Extent, Geometry};
+use crate::mirror::io::Buffer;
+
+/// Longest option in bytes: a name and a list of what is asked for.
+const MAX_OPTION: u32 = 8192;
+
+/// What the disk is asked, with whom to answer.
+pub struct Ask {
+    /// What.
+    pub what: What,
+    /// On stable storage before the answer.
+    pub fua: bool,
+    /// To whom.
+    pub to: Answer,
+}
+
+/// A request that has passed all checks.
+pub enum What {
+    /// Contents.
+    Read(Extent),
+    /// New contents.
+    Write(Extent, Bytes),
+    /// Zeroes; `true` gives the space back.
+    Zero(Extent, bool),
+    /// Stable storage.
+    Flush,
+}
+
+/// Where an answer goes. One is to be sent; dropping it leaves the client without.
+pub struct Answer {
+    client: Arc<Client>,
+    cookie: u64,
+}
+
+impl Answer {
+    /// The request is done; a read has these contents.
+    pub fn done(self, data: &[u8]) {
+        self.client.send(0, self.cookie, data);
+    }
+
+    /// It failed.
+    pub fn failed(self, error: &io::Error) {
+        let errno = match error.raw_os_error() {
+            Some(errno @ (libc::EPERM | libc::EINVAL | libc::ENOSPC | libc::ENOMEM)) => errno as u32,
+            _ => libc::EIO as u32,
+        };
+        self.client.send(errno, self.cookie, &[]);
+    }
+}
+
+/// A connection's sending half.
+pub struct Client {
+    stream: Mutex<UnixStream>,
+}
+
+impl Client {
+    fn send(&self, error: u32, cookie: u64, data: &[u8]) {
+        let header = reply(error, cookie);
+        let mut stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut at, total) = (0, header.len() + data.len());
+        while at < total {
+            let parts = [IoSlice::new(&header[at.min(header.len())..]), IoSlice::new(&data[at.saturating_sub(header.len())..])];
+            match stream.write_vectored(&parts) {
+                Ok(n) if n > 0 => at += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                // A client that is gone learns nothing; it sends its request again to whoever comes next.
+                _ => {
+                    drop(stream.shutdown(Shutdown::Both));
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Serves one client that negotiates, until it leaves. Blocks. `ask` is called for every valid request.
+///
+/// # Errors
+/// The stream's, or a client that does not follow the protocol.
+pub fn serve(stream: UnixStream, name: &str, geometry: Geometry, ask: impl FnMut(Ask)) -> io::Result<()> {
+    let mut negotiating = stream.try_clone()?;
+    if negotiate(&mut negotiating, name, geometry)? { transmit(stream, geometry, ask) } else { Ok(()) }
+}
+
+fn protocol(what: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+fn read<const N: usize>(from: &mut impl Read) -> io::Result<[u8; N]> {
+    let mut raw = [0; N];
+    from.read_exact(&mut raw)?;
+    Ok(raw)
+}
+
+/// `false` when the client only asked.
+fn negotiate(stream: &mut (impl Read + Write), name: &str, geometry: Geometry) -> io::Result<bool> {
+    stream.write_all(&NBD_MAGIC.to_be_bytes())?;
+    stream.write_all(&OPTION_MAGIC.to_be_bytes())?;
+    stream.write_all(&HANDSHAKE_FLAGS.to_be_bytes())?;
+    let flags = u32::from_be_bytes(read(stream)?);
+    let no_zeroes = flags & 2 != 0;
+    loop {
+        if u64::from_be_bytes(read(stream)?) != OPTION_MAGIC {
+            return Err(protocol("not an NBD option"));
+        }
+        let code = u32::from_be_bytes(read(stream)?);
+        let length = u32::from_be_bytes(read(stream)?);
+        if length > MAX_OPTION {
+            return Err(protocol("an NBD option is too long"));
+        }
+        let mut data = vec![0; length as usize];
+        stream.read_exact(&mut data)?;
+        let ours = |asked: &[u8]| asked.is_empty() || asked == name.as_bytes();
+        match code {
+            option::EXPORT_NAME => {
+                if !ours(&data) {
+                    return Err(protocol("the client asks for another export"));
+                }
+                stream.write_all(&geometry.size.to_be_bytes())?;
+                stream.write_all(&EXPORT_FLAGS.to_be_bytes())?;
+                stream.write_all(if no_zeroes { &[] } else { &[0; 124] })?;
+                return Ok(true);
+            }
+            option::ABORT => {
+                option_reply(stream, code, option::REPLY_ACK, &[])?;
+                return Ok(false);
+            }
+            option::LIST => {
+                let mut entry = (name.len() as u32).to_be_bytes().to_vec();
+                entry.extend_from_slice(name.as_bytes());
+                option_reply(stream, code, option::REPLY_SERVER, &entry)?;
+                option_reply(stream, code, option::REPLY_ACK, &[])?;
+            }
+            option::INFO | option::GO => {
+                let Some(asked) = info_name(&data) else {
+                    option_reply(stream, code, option::REPLY_INVALID, &[])?;
+                    continue;
+                };
+                if !ours(asked) {
+                    option_reply(stream, code, option::REPLY_UNKNOWN, &[])?;
+                    continue;
+                }
+                let mut info = option::INFO_EXPORT.to_be_bytes().to_vec();
+                info.extend_from_slice(&geometry.size.to_be_bytes());
+                info.extend_from_slice(&EXPORT_FLAGS.to_be_bytes());
+                option_reply(stream, code, option::REPLY_INFO, &info)?;
+                let mut info = option::INFO_BLOCK_SIZE.to_be_bytes().to_vec();
+                for size in [geometry.block, 4096, MAX_DATA] {
+                    info.extend_from_slice(&size.to_be_bytes());
+                }
+                option_reply(stream, code, option::REPLY_INFO, &info)?;
+                option_reply(stream, code, option::REPLY_ACK, &[])?;
+                if code == option::GO {
+                    return Ok(true);
+                }
+            }
+            _ => option_reply(stream, code, option::REPLY_UNSUPPORTED, &[])?,
+        }
+    }
+}
+
+/// The name in the data of `INFO` and `GO`: length, name, a list that is not looked at.
+fn info_name(data: &[u8]) -> Option<&[u8]> {
+    let (length, rest) = data.split_first_chunk::<4>()?;
+    rest.get(..u32::from_be_bytes(*length) as usize)
+}
+
+/// Serves a client that is past negotiation, as the kernel's is. Blocks until it leaves.
+///
+/// # Errors
+/// The stream's, or something that is not a request.
+pub fn transmit(mut stream: UnixStream, geometry: Geometry, mut ask: impl FnMut(Ask)) -> io::Result<()> {
+    let client = Arc::new(Client { stream: Mutex::new(stream.try_clone()?) });
+    loop {
+        let request = match Request::read(&mut stream) {
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+            other => other?,
+        };
+        let to = Answer { client: client.clone(), cookie: request.cookie };
+        let extent = Extent::new(request.offset, request.length);
+        let carries = matches!(request.command, Command::Read | Command::Write);
+        if carries && request.length > MAX_DATA {
+            // A write's data could be anything: the stream cannot be followed any further.
+            return Err(protocol("a request is too large"));
+        }
+        let data = if request.command == Command::Write {
+            let mut data = Buffer::new(request.length as usize);
+            stream.read_exact(data.as_mut())?;
+            Some(data)
+        } else {
+            None
+        };
+        let invalid = || io::Error::from_raw_os_error(libc::EINVAL);
+        let ranged = !matches!(request.command, Command::Flush | Command::Disconnect | Command::Other(_));
+        if request.unknown_flags || (ranged && geometry.check(extent).is_err()) {
+            to.failed(&invalid());
+            continue;
+        }
+        let what = match (request.command, data) {
+            (Command::Read, _) => What::Read(extent),
+            (Command::Write, Some(data)) => What::Write(extent, Bytes::from_owner(data)),
+            (Command::WriteZeroes, _) => What::Zero(extent, !request.no_hole),
+            (Command::Trim, _) => What::Zero(extent, true),
+            (Command::Flush, _) => What::Flush,
+            (Command::Disconnect, _) => return Ok(()),
+            _ => {
+                to.failed(&invalid());
+                continue;
+            }
+        };
+        ask(Ask { what, fua: request.fua, to });
+    }
+}

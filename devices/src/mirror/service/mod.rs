@@ -1,0 +1,17 @@
+//! The disk service: one small process per disk, which outlives remusd (hazard F20).
+//!
+//! Threads and blocking I/O: a write of the guest is one thread's work from the socket to the disk and back.
+
+mod control;
+mod dial;
+mod engine;
+mod events;
+mod follower;
+mod node;
+mod pool;
+mod runtime;
+
+pub use events::DiskEvent;
+pub use follower::bridge;
+pub use control::{Request, Response, Status, TargetStatus, call, serve_control};
+pub use node::{Node, NodeConfig, NodeError};

@@ -1,0 +1,335 @@
+//! Two disk services against each other, with Debian's NBD programs as clients (qemu-utils, libnbd-bin). A test whose
+//! program is missing says so and passes only where `REMUS_SKIP_CLIENTS=1` allows it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use devices::mirror::service::{Request, Response, Status, call};
+
+const SIZE: u64 = 64 << 20;
+
+/// A service of its own, in a directory of its own.
+struct Host {
+    dir: PathBuf,
+    child: Option<Child>,
+}
+
+impl Host {
+    fn new(root: &Path, name: &str) -> Self {
+        let dir = root.join(name);
+        fs::create_dir(&dir).unwrap();
+        let disk = fs::File::create(dir.join("disk")).unwrap();
+        disk.set_len(SIZE).unwrap();
+        let mut host = Self { dir, child: None };
+        host.start();
+        host
+    }
+
+    fn start(&mut self) {
+        let child = Command::new(env!("CARGO_BIN_EXE_remus-disk"))
+            .args(["--run", self.path("run").to_str().unwrap(), "serve", "d0", "--unlocked", "--capacity", "16"])
+            .args(["--backing", self.path("disk").to_str().unwrap()])
+            .args(["--meta", self.path("meta").to_str().unwrap()])
+            .args(["--links", self.path("links").to_str().unwrap()])
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        self.child = Some(child);
+        self.until("answers", |host| call(&host.path("run/d0.ctl"), &Request::Status {}).is_ok());
+    }
+
+    fn kill(&mut self) {
+        let mut child = self.child.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    fn ask(&self, request: &Request) -> Result<serde_json::Value, String> {
+        match call(&self.path("run/d0.ctl"), request).unwrap() {
+            Response::Ok(value) => Ok(value),
+            Response::Error(text) => Err(text),
+        }
+    }
+
+    fn tell(&self, request: &Request) -> serde_json::Value {
+        self.ask(request).unwrap_or_else(|e| panic!("{request:?}: {e}"))
+    }
+
+    fn status(&self) -> Status {
+        serde_json::from_value(self.tell(&Request::Status {})).unwrap()
+    }
+
+    fn until(&self, what: &str, mut is: impl FnMut(&Self) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !is(self) {
+            assert!(Instant::now() < deadline, "{what}: {:?}", self.status());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn uri(&self) -> String {
+        format!("nbd+unix:///d0?socket={}", self.path("run/d0.nbd").display())
+    }
+
+    fn connect_to(&self, other: &Host) {
+        let via = format!("unix:{}", other.path("run/d0.peer").display());
+        self.tell(&Request::Connect { via });
+    }
+
+    fn disk(&self) -> Vec<u8> {
+        fs::read(self.path("disk")).unwrap()
+    }
+
+    /// qemu-io's commands, which must all succeed.
+    fn qemu_io(&self, commands: &[&str]) {
+        let mut run = Command::new("qemu-io");
+        run.args(["-f", "raw"]);
+        for command in commands {
+            run.args(["-c", command]);
+        }
+        let out = run.arg(self.uri()).output().unwrap();
+        let text = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+        let failed = ["failed", "rror", "mismatch"].iter().any(|word| text.contains(word));
+        assert!(out.status.success() && !failed, "{commands:?}: {text}");
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if self.child.is_some() {
+            self.kill();
+        }
+    }
+}
+
+fn has(program: &str) -> bool {
+    let found = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
+    let may_skip = std::env::var_os("REMUS_SKIP_CLIENTS").is_some();
+    assert!(found || may_skip, "{program} is missing: install qemu-utils and libnbd-bin, or set REMUS_SKIP_CLIENTS=1");
+    found
+}
+
+/// A source that is open and its copy, alike.
+fn pair(root: &Path) -> (Host, Host) {
+    let (a, b) = (Host::new(root, "a"), Host::new(root, "b"));
+    a.tell(&Request::Promote { force: false });
+    a.tell(&Request::Open {});
+    b.tell(&Request::Demote {});
+    a.connect_to(&b);
+    a.until("in sync", |a| a.status().in_sync);
+    (a, b)
+}
+
+/// Forwards what comes to `at` to the socket `to`, so many bytes per second, for as long as the test runs.
+fn slow_link(at: &Path, to: &Path, rate: u64) {
+    use std::io::{Read, Write};
+    use std::os::unix::net::{UnixListener, UnixStream};
+    let listener = UnixListener::bind(at).unwrap();
+    let to = to.to_owned();
+    let forward = move |mut from: UnixStream, mut to: UnixStream| {
+        let mut buffer = vec![0; 64 << 10];
+        while let Ok(count @ 1..) = from.read(&mut buffer) {
+            std::thread::sleep(Duration::from_micros(count as u64 * 1_000_000 / rate));
+            if to.write_all(&buffer[..count]).is_err() {
+                break;
+            }
+        }
+        drop(to.shutdown(std::net::Shutdown::Both));
+    };
+    std::thread::spawn(move || {
+        for near in listener.incoming().map_while(Result::ok) {
+            let far = UnixStream::connect(&to).unwrap();
+            let (near2, far2) = (near.try_clone().unwrap(), far.try_clone().unwrap());
+            std::thread::spawn(move || forward(near, far));
+            std::thread::spawn(move || forward(far2, near2));
+        }
+    });
+}
+
+fn alike(a: &Host, b: &Host) {
+    a.until("durable", |a| a.status().in_sync && a.status().dirty == 0);
+    assert!(a.disk() == b.disk(), "the disks differ");
+}
+
+#[test]
+fn clients_see_a_disk_that_keeps_what_they_write() {
+    if !has("qemu-io") || !has("nbdinfo") || !has("nbdcopy") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let a = Host::new(dir.path(), "a");
+    let out = Command::new("nbdinfo").arg(a.uri()).output().unwrap();
+    assert!(!out.status.success(), "a disk that is not open serves nobody");
+    a.tell(&Request::Promote { force: false });
+    a.tell(&Request::Open {});
+    let out = Command::new("nbdinfo").args(["--json", &a.uri()]).output().unwrap();
+    let info: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    let export = &info["exports"][0];
+    assert_eq!(export["export-size"], SIZE);
+    assert_eq!(export["block_size_minimum"], 512);
+    for can in ["can_flush", "can_fua", "can_trim", "can_zero"] {
+        assert_eq!(export[can], true, "{can}");
+    }
+    a.qemu_io(&["write -P 0xab 512 1536", "write -f -P 0xcd 1M 1M", "flush", "read -P 0xab 512 1536", "read -P 0xcd 1M 1M"]);
+    a.qemu_io(&["write -z 1M 64k", "discard 1536k 64k", "read -P 0 1M 64k", "read -P 0 1536k 64k", "read -P 0xcd 1088k 448k"]);
+    let disk = a.disk();
+    assert!(disk[512..2048].iter().all(|b| *b == 0xab) && disk[2048] == 0);
+    // Two images through nbdcopy's many connections and requests.
+    let image: Vec<u8> = (0..SIZE / 8).flat_map(|n| (n * 2_654_435_761 % 1_000_003).to_le_bytes()).collect();
+    let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+    fs::write(&from, &image).unwrap();
+    assert!(Command::new("nbdcopy").args(["--flush", from.to_str().unwrap(), &a.uri()]).status().unwrap().success());
+    assert!(Command::new("nbdcopy").args([&a.uri(), to.to_str().unwrap()]).status().unwrap().success());
+    assert!(fs::read(&to).unwrap() == image);
+    assert!(a.disk() == image);
+}
+
+#[test]
+fn the_copy_follows_and_a_resync_sends_only_what_differs() {
+    if !has("qemu-io") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (a, mut b) = pair(dir.path());
+    a.qemu_io(&["write -P 1 0 4M", "write -P 2 2M 512", "write -z 3M 64k", "discard 1M 128k"]);
+    alike(&a, &b);
+    b.kill();
+    a.until("sees that the copy is gone", |a| !a.status().connected);
+    a.qemu_io(&["write -P 7 8M 4k", "write -P 7 40M 4k"]);
+    assert_eq!(a.status().dirty, 2 << 20);
+    b.start();
+    a.until("in sync again", |a| a.status().in_sync);
+    alike(&a, &b);
+    let status = a.status();
+    assert_eq!(status.sync_total, 2 << 20, "two regions were marked: {status:?}");
+    assert_eq!(status.sync_copied, 2 * 256 * 1024, "and a unit of each differed");
+}
+
+#[test]
+fn a_service_that_is_killed_comes_back_with_its_marks_and_open() {
+    if !has("qemu-io") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (mut a, b) = pair(dir.path());
+    a.qemu_io(&["write -P 5 20M 1M", "flush"]);
+    a.kill();
+    a.start();
+    a.until("has found its copy by itself", |a| a.status().in_sync);
+    assert!(a.status().open);
+    a.qemu_io(&["read -P 5 20M 1M", "write -P 6 21M 1M"]);
+    alike(&a, &b);
+}
+
+#[test]
+fn activation_is_exactly_the_epoch_and_failback_undoes_divergent_writes() {
+    if !has("qemu-io") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (mut a, b) = pair(dir.path());
+    a.until("has taken its marks away", |a| a.status().marked == 0);
+    a.tell(&Request::Arm {});
+    a.qemu_io(&["write -P 1 0 64k", "write -P 1 30M 64k"]);
+    a.tell(&Request::Barrier { epoch: 1 });
+    assert_eq!(b.tell(&Request::Held { epoch: 1, wait_ms: 10_000 }), true);
+    assert!(b.disk()[..65536].iter().all(|x| *x == 0), "nothing is applied before the commit");
+    b.tell(&Request::Commit { epoch: 1 });
+    a.qemu_io(&["write -P 2 0 4k"]);
+    a.tell(&Request::Barrier { epoch: 2 });
+    assert_eq!(b.tell(&Request::Held { epoch: 2, wait_ms: 10_000 }), true);
+    // Epoch 2 is whole and not committed, 3 is under way and goes to a place that the backup will not write (F16).
+    a.qemu_io(&["write -P 3 50M 64k"]);
+    assert!(b.ask(&Request::Promote { force: false }).unwrap_err().contains("holds epochs"));
+    a.kill();
+    assert!(b.ask(&Request::Activate { epoch: 3 }).unwrap_err().contains("not held"));
+    b.tell(&Request::Activate { epoch: 1 });
+    let disk = b.disk();
+    assert!(disk[..65536].iter().all(|x| *x == 1) && disk[30 << 20] == 1 && disk[50 << 20] == 0);
+    assert!(!b.status().open, "it is served only when its owner says so");
+    b.tell(&Request::Open {});
+    b.qemu_io(&["read -P 1 0 64k", "write -P 9 10M 4k"]);
+    // The old primary comes back: it believes to be the source, until it is told otherwise.
+    a.start();
+    b.connect_to(&a);
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(!b.status().connected, "a copy that a guest wrote is not overwritten unasked");
+    assert_eq!(a.disk()[50 << 20], 3);
+    a.tell(&Request::Close {});
+    a.tell(&Request::Demote {});
+    b.until("failed back", |b| b.status().in_sync);
+    alike(&b, &a);
+    assert_eq!(a.disk()[50 << 20], 0);
+    assert!(b.status().sync_total <= 8 << 20, "only marked regions were looked at: {:?}", b.status());
+}
+
+#[test]
+fn verify_finds_what_was_changed_behind_our_back() {
+    if !has("qemu-io") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (a, b) = pair(dir.path());
+    a.qemu_io(&["write -P 4 0 8M"]);
+    alike(&a, &b);
+    use std::os::unix::fs::FileExt;
+    let file = fs::OpenOptions::new().write(true).open(b.path("disk")).unwrap();
+    file.write_all_at(&[0xff; 512], 5 << 20).unwrap();
+    file.sync_all().unwrap();
+    drop(file);
+    a.tell(&Request::Verify {});
+    a.until("found and repaired", |a| a.status().verified.is_none() && a.status().sync_copied >= 256 * 1024);
+    alike(&a, &b);
+}
+
+#[test]
+fn a_slow_link_throttles_the_guest_and_loses_nothing() {
+    if !has("qemu-io") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (a, b) = (Host::new(dir.path(), "a"), Host::new(dir.path(), "b"));
+    a.tell(&Request::Promote { force: false });
+    a.tell(&Request::Open {});
+    b.tell(&Request::Demote {});
+    let slow = dir.path().join("slow");
+    slow_link(&slow, &b.path("run/d0.peer"), 8 << 20);
+    a.tell(&Request::Connect { via: format!("unix:{}", slow.display()) });
+    a.until("in sync", |a| a.status().in_sync);
+    let writer = std::thread::scope(|scope| {
+        let writing = scope.spawn(|| {
+            a.qemu_io(&["write -P 1 0 32M", "write -P 2 0 32M", "write -P 3 32M 32M", "write -P 4 0 32M"]);
+        });
+        let mut most = 0;
+        while !writing.is_finished() {
+            most = most.max(a.status().outstanding);
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        writing.join().map(|()| most)
+    });
+    let most = writer.unwrap();
+    assert!(most <= (16 << 20) + (32 << 20), "bounded: {most}");
+    alike(&a, &b);
+}
+
+#[test]
+fn a_copy_is_reached_through_a_command() {
+    if !has("qemu-io") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (a, b) = pair(dir.path());
+    a.tell(&Request::Disconnect {});
+    a.qemu_io(&["write -P 1 3M 2M"]);
+    let via = format!("exec {} --run {} connect d0", env!("CARGO_BIN_EXE_remus-disk"), b.path("run").display());
+    a.tell(&Request::Connect { via });
+    alike(&a, &b);
+    a.tell(&Request::Disconnect {});
+    assert!(!a.status().connected);
+}
