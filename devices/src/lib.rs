@@ -6,16 +6,21 @@
 //! the layer and says how to add a subkind.
 //!
 //! - [`netbuffer`]: holds what a guest sends until the epoch it was sent in is acknowledged.
+//! - [`mirror`]: a disk whose writes are shipped by epoch, on a stock kernel.
+//! - [`drbd`]: a disk on a DRBD that can checkpoint.
+//! - [`script`]: a device in the care of somebody else's program.
 //! - [`NoOp`]: takes what policy names and does nothing.
 //! - [`classify`]: from xenstore entries to devices, and the kinds to refuse.
 
 mod classify;
 mod device;
+pub mod drbd;
 mod error;
 pub mod mirror;
 pub mod netbuffer;
 mod none;
 mod policy;
+pub mod script;
 mod set;
 mod subkind;
 

@@ -70,6 +70,7 @@ enum Phase {
     Arm,
     Postsuspend,
     Preresume,
+    Confirm,
     Commit,
     Abandon,
 }
@@ -80,6 +81,7 @@ impl Phase {
             Phase::Arm => "be armed",
             Phase::Postsuspend => "close an epoch",
             Phase::Preresume => "prepare to resume",
+            Phase::Confirm => "confirm an epoch",
             Phase::Commit => "commit an epoch",
             Phase::Abandon => "abandon an epoch",
         }
@@ -179,6 +181,15 @@ impl DeviceSet {
         self.run(Phase::Preresume, epoch).await
     }
 
+    /// Waits until every device has at the backup what it sends there by itself. The guest runs. Before
+    /// [`DeviceSet::commit`].
+    ///
+    /// # Errors
+    /// As for [`DeviceSet::postsuspend`].
+    pub async fn confirm(&mut self, epoch: &EpochContext) -> Result<(), SetError> {
+        self.run(Phase::Confirm, epoch).await
+    }
+
     /// The epoch is acknowledged.
     ///
     /// # Errors
@@ -207,6 +218,7 @@ impl DeviceSet {
                 Phase::Arm => t.ops.arm(),
                 Phase::Postsuspend => t.ops.postsuspend(epoch),
                 Phase::Preresume => t.ops.preresume(epoch),
+                Phase::Confirm => t.ops.confirm(epoch),
                 Phase::Commit => t.ops.commit(epoch),
                 Phase::Abandon => t.ops.abandon(epoch),
             })

@@ -1,0 +1,212 @@
+//! The probe script in every state that it tells apart, and the ioctls' order and failures.
+
+use std::collections::VecDeque;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Mutex;
+
+use super::probe::ProbeError;
+use super::*;
+use crate::device::{Ending, EpochContext};
+
+fn device() -> Device {
+    let params = [("params".to_owned(), "/dev/drbd0".to_owned())].into();
+    Device { kind: Kind::Disk, domid: 3, devid: 51712, names: vec!["xvda".into()], params }
+}
+
+/// What the driver was asked, and what it answers.
+#[derive(Default)]
+struct StandIn {
+    asked: Mutex<Vec<&'static str>>,
+    sends: Mutex<VecDeque<io::Result<Sent>>>,
+    waits: Mutex<VecDeque<io::Result<()>>>,
+    hang: Duration,
+}
+
+impl CheckpointIoctls for StandIn {
+    fn send(&self, device: &Path) -> io::Result<Sent> {
+        assert_eq!(device, Path::new("/dev/drbd0"));
+        self.asked.lock().unwrap().push("send");
+        self.sends.lock().unwrap().pop_front().unwrap_or(Ok(Sent::Barrier))
+    }
+
+    fn wait(&self, _: &Path) -> io::Result<()> {
+        self.asked.lock().unwrap().push("wait");
+        std::thread::sleep(self.hang);
+        self.waits.lock().unwrap().pop_front().unwrap_or(Ok(()))
+    }
+}
+
+fn epoch(epoch: u64) -> EpochContext {
+    EpochContext { epoch, armed: true }
+}
+
+fn handle(stand_in: &Arc<StandIn>, limits: DrbdLimits) -> Box<dyn Checkpointed> {
+    Drbd::new("/none", stand_in.clone(), limits).attach(&device())
+}
+
+#[tokio::test]
+async fn nothing_is_waited_for_while_the_guest_stands_still() {
+    let driver = Arc::new(StandIn::default());
+    let mut handle = handle(&driver, DrbdLimits::default());
+    handle.postsuspend(&epoch(1)).await.unwrap();
+    handle.preresume(&epoch(1)).await.unwrap();
+    assert_eq!(*driver.asked.lock().unwrap(), ["send"]);
+    assert!(handle.commit(&epoch(1)).await.is_err(), "not before the peer has it");
+    handle.confirm(&epoch(1)).await.unwrap();
+    handle.commit(&epoch(1)).await.unwrap();
+    driver.sends.lock().unwrap().push_back(Ok(Sent::Nothing));
+    handle.postsuspend(&epoch(2)).await.unwrap();
+    handle.confirm(&epoch(2)).await.unwrap();
+    handle.commit(&epoch(2)).await.unwrap();
+    assert_eq!(*driver.asked.lock().unwrap(), ["send", "wait", "send"], "nothing written, nothing to wait for");
+    handle.teardown(Ending::Release).await.unwrap();
+}
+
+#[tokio::test]
+async fn errors_of_the_driver_fail_the_epoch_and_all_later_ones() {
+    let driver = Arc::new(StandIn::default());
+    driver.sends.lock().unwrap().push_back(Err(io::Error::from_raw_os_error(libc::EINVAL)));
+    let mut first = handle(&driver, DrbdLimits::default());
+    let error = first.postsuspend(&epoch(1)).await.unwrap_err().to_string();
+    assert!(error.contains("DRBD_SEND_CHECKPOINT"), "{error}");
+    assert!(first.postsuspend(&epoch(2)).await.is_err());
+    let mut second = handle(&driver, DrbdLimits::default());
+    driver.waits.lock().unwrap().push_back(Err(io::Error::from_raw_os_error(libc::EPROTO)));
+    second.postsuspend(&epoch(1)).await.unwrap();
+    let error = second.confirm(&epoch(1)).await.unwrap_err().to_string();
+    assert!(error.contains("DRBD_WAIT_CHECKPOINT_ACK"), "{error}");
+    assert!(second.commit(&epoch(1)).await.is_err());
+    assert!(second.postsuspend(&epoch(2)).await.is_err());
+}
+
+#[tokio::test]
+async fn a_driver_that_hangs_is_a_failure_too() {
+    let driver = Arc::new(StandIn { hang: Duration::from_millis(400), ..StandIn::default() });
+    let limits = DrbdLimits { wait: Duration::from_millis(20), ..DrbdLimits::default() };
+    let mut handle = handle(&driver, limits);
+    handle.postsuspend(&epoch(1)).await.unwrap();
+    assert!(handle.confirm(&epoch(1)).await.unwrap_err().to_string().contains("did not return"));
+    assert!(handle.commit(&epoch(1)).await.is_err());
+}
+
+#[tokio::test]
+async fn an_abandoned_epochs_acknowledgement_is_not_counted_for_the_next() {
+    let driver = Arc::new(StandIn::default());
+    let mut handle = handle(&driver, DrbdLimits::default());
+    handle.postsuspend(&epoch(1)).await.unwrap();
+    handle.abandon(&epoch(1)).await.unwrap();
+    handle.postsuspend(&epoch(2)).await.unwrap();
+    handle.confirm(&epoch(2)).await.unwrap();
+    assert_eq!(*driver.asked.lock().unwrap(), ["send", "wait", "send", "wait"]);
+}
+
+/// The real script, in a world of its own: what it reads of the kernel, and the tools that it finds.
+struct World {
+    dir: tempfile::TempDir,
+}
+
+impl World {
+    /// `proc` is `/proc/drbd`, `drbdsetup` a shell program.
+    fn new(proc: Option<&str>, drbdsetup: Option<&str>) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        if let Some(text) = proc {
+            std::fs::write(dir.path().join("drbd"), text).unwrap();
+        }
+        // The probe and nothing but what it needs: no tool of this machine is found by accident.
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/block-drbd-probe");
+        let wrapper = format!(
+            "#!/bin/sh\nexport REMUS_PROC={0} REMUS_DRBD_NUMBERS=\"${{NUMBERS-147:0}}\" PATH={0}/bin:/usr/bin:/bin\n\
+             exec /bin/sh {script} \"$@\"\n",
+            dir.path().display()
+        );
+        std::fs::create_dir(dir.path().join("bin")).unwrap();
+        write_program(&dir.path().join("probe"), &wrapper);
+        if let Some(body) = drbdsetup {
+            write_program(&dir.path().join("bin/drbdsetup"), &format!("#!/bin/sh\n{body}\n"));
+        }
+        Self { dir }
+    }
+
+    async fn probe(&self) -> Result<Finding, ProbeError> {
+        probe(&self.dir.path().join("probe"), Path::new("/dev/null"), Duration::from_secs(20)).await
+    }
+}
+
+fn write_program(path: &Path, text: &str) {
+    let new = path.with_extension("new");
+    std::fs::write(&new, text).unwrap();
+    std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::rename(new, path).unwrap();
+}
+
+const HEAD: &str = "version: 8.4.11 (api:1/proto:86-101)\nsrcversion: 0\n";
+
+fn line(state: &str) -> String {
+    format!("{HEAD} 0: {state} r-----\n    ns:0 nr:0\n 1: cs:Connected ro:Primary/Primary ds:UpToDate/UpToDate D r-----\n")
+}
+
+#[tokio::test]
+async fn a_protocol_d_pair_is_usable() {
+    let world = World::new(Some(&line("cs:Connected ro:Primary/Primary ds:UpToDate/UpToDate D")), None);
+    assert_eq!(world.probe().await.unwrap(), Finding::Usable);
+}
+
+#[tokio::test]
+async fn ordinary_drbd_is_refused_and_the_mirror_named() {
+    for protocol in ["A", "B", "C"] {
+        let state = format!("cs:Connected ro:Primary/Secondary ds:UpToDate/UpToDate {protocol}");
+        let error = World::new(Some(&line(&state)), None).probe().await.unwrap_err();
+        assert!(matches!(error, ProbeError::Protocol(_)), "{error}");
+        let text = error.to_string();
+        assert!(text.contains(&format!("protocol {protocol}")) && text.contains("mirrored"), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_pair_that_is_not_connected_or_in_other_roles_is_not_ready() {
+    for (state, word) in [
+        ("cs:WFConnection ro:Primary/Unknown ds:UpToDate/DUnknown D", "WFConnection"),
+        ("cs:Connected ro:Primary/Secondary ds:UpToDate/UpToDate D", "Primary/Secondary"),
+        ("cs:Connected ro:Primary/Primary ds:UpToDate/Inconsistent D", "Inconsistent"),
+        ("cs:Unconfigured", "Unconfigured"),
+    ] {
+        let error = World::new(Some(&line(state)), None).probe().await.unwrap_err();
+        assert!(matches!(error, ProbeError::NotReady(_)) && error.to_string().contains(word), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn drbd_9_is_asked_by_its_tool() {
+    let nine = "version: 9.2.8 (api:2/proto:86-122)\n";
+    let error = World::new(Some(nine), None).probe().await.unwrap_err();
+    assert!(matches!(error, ProbeError::Unknown(_)) && error.to_string().contains("drbdsetup"), "{error}");
+    let tool = "case $1 in events2) echo 'exists device name:r0 volume:0 minor:0 disk:UpToDate';; \
+                show) echo 'resource \"r0\" {'; echo '    net {'; echo '        protocol C; # default'; echo '}';; esac";
+    let error = World::new(Some(nine), Some(tool)).probe().await.unwrap_err();
+    assert!(matches!(error, ProbeError::Protocol(_)) && error.to_string().contains("protocol C"), "{error}");
+    let error = World::new(Some(nine), Some("echo no such thing >&2; exit 10")).probe().await.unwrap_err();
+    assert!(matches!(error, ProbeError::Unknown(_)) && error.to_string().contains("no such thing"), "{error}");
+}
+
+#[tokio::test]
+async fn other_disks_are_not_drbd_and_doubt_is_an_error() {
+    let world = World::new(Some(&line("cs:Connected ro:Primary/Primary ds:UpToDate/UpToDate D")), None);
+    let wrapper = std::fs::read_to_string(world.dir.path().join("probe")).unwrap();
+    write_program(&world.dir.path().join("probe"), &wrapper.replace("147:0", "253:0"));
+    assert_eq!(world.probe().await.unwrap(), Finding::NotDrbd);
+    // The device has DRBD's number, and the module is not there.
+    let error = World::new(None, None).probe().await.unwrap_err();
+    assert!(matches!(error, ProbeError::Unknown(_)), "{error}");
+    // Not a block device at all, without the stand-in for its numbers.
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/block-drbd-probe");
+    let missing = probe(Path::new(script), Path::new("/dev/no-such-device"), Duration::from_secs(20)).await.unwrap_err();
+    assert!(matches!(missing, ProbeError::Unknown(_)), "{missing}");
+    let dir = tempfile::tempdir().unwrap();
+    write_program(&dir.path().join("odd"), "#!/bin/sh\nexit 77\n");
+    let odd = probe(&dir.path().join("odd"), Path::new("/dev/null"), Duration::from_secs(20)).await.unwrap_err();
+    assert!(matches!(odd, ProbeError::Strange { .. }), "{odd}");
+    assert!(matches!(
+        probe(Path::new("/no/probe"), Path::new("/dev/null"), Duration::from_secs(20)).await,
+        Err(ProbeError::Run { .. })
+    ));
+}
