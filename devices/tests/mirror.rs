@@ -176,8 +176,20 @@ fn clients_see_a_disk_that_keeps_what_they_write() {
     for can in ["can_flush", "can_fua", "can_trim", "can_zero"] {
         assert_eq!(export[can], true, "{can}");
     }
-    a.qemu_io(&["write -P 0xab 512 1536", "write -f -P 0xcd 1M 1M", "flush", "read -P 0xab 512 1536", "read -P 0xcd 1M 1M"]);
-    a.qemu_io(&["write -z 1M 64k", "discard 1536k 64k", "read -P 0 1M 64k", "read -P 0 1536k 64k", "read -P 0xcd 1088k 448k"]);
+    a.qemu_io(&[
+        "write -P 0xab 512 1536",
+        "write -f -P 0xcd 1M 1M",
+        "flush",
+        "read -P 0xab 512 1536",
+        "read -P 0xcd 1M 1M",
+    ]);
+    a.qemu_io(&[
+        "write -z 1M 64k",
+        "discard 1536k 64k",
+        "read -P 0 1M 64k",
+        "read -P 0 1536k 64k",
+        "read -P 0xcd 1088k 448k",
+    ]);
     let disk = a.disk();
     assert!(disk[512..2048].iter().all(|b| *b == 0xab) && disk[2048] == 0);
     // Two images through nbdcopy's many connections and requests.

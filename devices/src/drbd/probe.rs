@@ -23,8 +23,10 @@ pub enum ProbeError {
     #[error("it cannot be told whether this is a DRBD device: {0}")]
     Unknown(String),
     /// Exit 3.
-    #[error("{0}. An ordinary DRBD secondary is ahead of the checkpoint that the guest would go on from; use a mirrored \
-             disk (docs/disks.md) on the DRBD's backing device instead")]
+    #[error(
+        "{0}. An ordinary DRBD secondary is ahead of the checkpoint that the guest would go on from; use a mirrored \
+             disk (docs/disks.md) on the DRBD's backing device instead"
+    )]
     Protocol(String),
     /// Exit 4.
     #[error("the DRBD device is not ready: {0}")]

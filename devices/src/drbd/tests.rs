@@ -142,7 +142,9 @@ fn write_program(path: &Path, text: &str) {
 const HEAD: &str = "version: 8.4.11 (api:1/proto:86-101)\nsrcversion: 0\n";
 
 fn line(state: &str) -> String {
-    format!("{HEAD} 0: {state} r-----\n    ns:0 nr:0\n 1: cs:Connected ro:Primary/Primary ds:UpToDate/UpToDate D r-----\n")
+    format!(
+        "{HEAD} 0: {state} r-----\n    ns:0 nr:0\n 1: cs:Connected ro:Primary/Primary ds:UpToDate/UpToDate D r-----\n"
+    )
 }
 
 #[tokio::test]
@@ -199,7 +201,8 @@ async fn other_disks_are_not_drbd_and_doubt_is_an_error() {
     assert!(matches!(error, ProbeError::Unknown(_)), "{error}");
     // Not a block device at all, without the stand-in for its numbers.
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/block-drbd-probe");
-    let missing = probe(Path::new(script), Path::new("/dev/no-such-device"), Duration::from_secs(20)).await.unwrap_err();
+    let missing =
+        probe(Path::new(script), Path::new("/dev/no-such-device"), Duration::from_secs(20)).await.unwrap_err();
     assert!(matches!(missing, ProbeError::Unknown(_)), "{missing}");
     let dir = tempfile::tempdir().unwrap();
     write_program(&dir.path().join("odd"), "#!/bin/sh\nexit 77\n");

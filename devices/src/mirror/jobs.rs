@@ -170,8 +170,7 @@ impl Jobs {
     pub fn progress(&mut self, now: Millis, id: JobId, done: u64, total: u64) {
         let Some(job) = self.jobs.get_mut(&id).filter(|job| job.info.outcome.is_none()) else { return };
         let took = now.saturating_sub(job.measured);
-        if took > 0 {
-            let new = done.saturating_sub(job.info.done).saturating_mul(1000) / took;
+        if let Some(new) = done.saturating_sub(job.info.done).saturating_mul(1000).checked_div(took) {
             job.info.rate = if job.info.rate == 0 { new } else { (job.info.rate * 3 + new) / 4 };
             job.measured = now;
         }

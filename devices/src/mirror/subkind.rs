@@ -22,15 +22,19 @@ pub struct Mirror {
 #[derive(Debug, thiserror::Error)]
 enum MirrorError {
     /// Hazard F12a.
-    #[error("its backend is {0:?}: with anything but phy: dom0's page cache is between the guest and the mirror, and an \
-             epoch would not have what the guest has written; write 'phy:{1}' in the configuration")]
+    #[error(
+        "its backend is {0:?}: with anything but phy: dom0's page cache is between the guest and the mirror, and an \
+             epoch would not have what the guest has written; write 'phy:{1}' in the configuration"
+    )]
     Backend(String, String),
     #[error("the disk is {0} on this host, not the source")]
     Role(String),
     #[error("the disk is closed: the service was told nobody may use it")]
     Closed,
-    #[error("the disk has no connection to its copy: look at the disk service of the other host, or \
-             `remus-disk ctl {0} connect via='ssh HOST remus-disk connect {0}'`")]
+    #[error(
+        "the disk has no connection to its copy: look at the disk service of the other host, or \
+             `remus-disk ctl {0} connect via='ssh HOST remus-disk connect {0}'`"
+    )]
     Alone(String),
 }
 

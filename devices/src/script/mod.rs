@@ -30,11 +30,7 @@ pub struct ScriptLimits {
 
 impl Default for ScriptLimits {
     fn default() -> Self {
-        Self {
-            slow: Duration::from_secs(30),
-            running: Duration::from_secs(5),
-            paused: Duration::from_millis(500),
-        }
+        Self { slow: Duration::from_secs(30), running: Duration::from_secs(5), paused: Duration::from_millis(500) }
     }
 }
 
@@ -77,7 +73,8 @@ impl Subkind for Script {
     }
 
     fn attach(&self, device: &Device) -> Box<dyn Checkpointed> {
-        let script = Scripted { device: device.clone(), program: self.program.clone(), limits: self.limits, process: None };
+        let script =
+            Scripted { device: device.clone(), program: self.program.clone(), limits: self.limits, process: None };
         Box::new(script)
     }
 }

@@ -75,7 +75,12 @@ impl Process {
                 tracing::info!(program = name, device = about, "{line}");
             }
         });
-        Ok(Self { child, group: Group { id: Pid::from_raw(pid as i32), over: false }, input, output: BufReader::new(output) })
+        Ok(Self {
+            child,
+            group: Group { id: Pid::from_raw(pid as i32), over: false },
+            input,
+            output: BufReader::new(output),
+        })
     }
 
     /// Sends a line and returns the answer's, without its end.

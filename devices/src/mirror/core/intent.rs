@@ -88,7 +88,7 @@ impl Intent {
     pub fn persisted(&mut self, page: u32, ok: bool) -> Option<PageImage> {
         let at = page as usize;
         let page = &mut self.pages[at];
-        let Some(bits) = page.in_flight.take() else { return None };
+        let bits = page.in_flight.take()?;
         if !ok {
             for (durable, new) in page.durable.iter_mut().zip(bits) {
                 *durable &= new;
@@ -115,7 +115,8 @@ impl Intent {
     #[must_use]
     pub fn is_settled(&self) -> bool {
         self.pages.iter().all(|page| {
-            page.in_flight.is_none() && page.wanted.iter().zip(&page.durable).all(|(wanted, durable)| wanted & !durable == 0)
+            page.in_flight.is_none()
+                && page.wanted.iter().zip(&page.durable).all(|(wanted, durable)| wanted & !durable == 0)
         })
     }
 }

@@ -126,8 +126,7 @@ impl Head {
         put(&mut block, 52, &self.geometry.region.to_le_bytes());
         put(&mut block, 56, &self.lineage.to_le_bytes());
         block[72] = self.role as u8;
-        block[73] =
-            u8::from(self.synced) | u8::from(self.applying) << 1 | u8::from(self.epoch.is_some()) << 2;
+        block[73] = u8::from(self.synced) | u8::from(self.applying) << 1 | u8::from(self.epoch.is_some()) << 2;
         put(&mut block, 80, &self.epoch.unwrap_or(0).to_le_bytes());
         seal(&mut block, 12);
         block

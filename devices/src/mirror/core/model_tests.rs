@@ -277,7 +277,7 @@ impl World {
         // Few places, so that writes overlap; some across a region's border.
         let offset = [0, 1024, 4096, u64::from(REGION) - 1024, u64::from(REGION) * 2, SIZE - 4096][choice as usize % 6];
         let extent = Extent::new(offset + u64::from(choice / 6 % 3) * 512, 512 * (1 + choice / 18 % 4));
-        let zero = choice % 7 == 0;
+        let zero = choice.is_multiple_of(7);
         self.guest.begin(self.next_tag, extent, zero);
         self.source.submit(self.now, self.next_tag, extent, !zero);
     }
@@ -609,7 +609,7 @@ impl World {
             232..=239 => self.connect(choice as usize % 12),
             240 | 252 | 253 => self.failover(),
             241 | 254 => self.crash_target(),
-            242 if choice % 2 == 0 => self.disconnect(),
+            242 if choice.is_multiple_of(2) => self.disconnect(),
             242 => self.reboot(),
             243..=248 => self.source.tidy(),
             249 => {
@@ -618,7 +618,7 @@ impl World {
                 }
             }
             250 => self.fail_next = true,
-            251 if choice % 4 == 0 => drop(self.source.abort_verify()),
+            251 if choice.is_multiple_of(4) => drop(self.source.abort_verify()),
             251 => drop(self.source.start_verify()),
             _ => {}
         }
@@ -707,7 +707,7 @@ proptest! {
         for (op, choice) in steps {
             world.step(op, choice);
             // Most of the time they find each other soon; then later writes must not be what makes them alike.
-            if world.target.is_none() && choice % 4 == 0 {
+            if world.target.is_none() && choice.is_multiple_of(4) {
                 world.reunite();
             } else if world.target.is_none() && choice % 4 == 1 {
                 world.connect(0);

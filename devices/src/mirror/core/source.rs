@@ -22,8 +22,8 @@ use super::meta::PageImage;
 use super::range_locks::{RangeLocks, Ticket};
 use super::record::{Payload, Record};
 use super::throttle::{Admission, Millis};
-use scan::{Scans, UnitId};
 pub use scan::{ScanProgress, VerifyResult};
+use scan::{Scans, UnitId};
 use session::Session;
 pub use session::{Lost, SessionError, SessionLimits};
 

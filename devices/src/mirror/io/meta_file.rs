@@ -29,8 +29,10 @@ pub enum MetaFileError {
         source: MetaError,
     },
     /// It belongs to a disk of another size.
-    #[error("metadata file {path} is that of a disk with {theirs:?}, this one has {ours:?}: was the disk resized? \
-             Remove the file to begin anew, with everything compared")]
+    #[error(
+        "metadata file {path} is that of a disk with {theirs:?}, this one has {ours:?}: was the disk resized? \
+             Remove the file to begin anew, with everything compared"
+    )]
     OtherDisk {
         /// Which.
         path: PathBuf,

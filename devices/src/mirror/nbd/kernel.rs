@@ -200,16 +200,12 @@ impl Kernel {
         }
     }
 
-    fn request(
-        &mut self,
-        doing: &'static str,
-        index: u32,
-        command: u8,
-        attributes: &[u8],
-    ) -> Result<(), KernelError> {
-        self.call(self.family, command, 1, attributes)
-            .map(drop)
-            .map_err(|source| KernelError::Refused { doing, index, source })
+    fn request(&mut self, doing: &'static str, index: u32, command: u8, attributes: &[u8]) -> Result<(), KernelError> {
+        self.call(self.family, command, 1, attributes).map(drop).map_err(|source| KernelError::Refused {
+            doing,
+            index,
+            source,
+        })
     }
 
     /// Makes `/dev/nbdN` a client of what is at the other end of `socket`.

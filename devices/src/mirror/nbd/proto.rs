@@ -138,9 +138,7 @@ mod tests {
 
     #[test]
     fn a_request_has_the_specified_layout() {
-        let raw = [
-            0x25, 0x60, 0x95, 0x13, 0, 3, 0, 6, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 1, 0, 0, 2, 0, 0, 0, 16, 0,
-        ];
+        let raw = [0x25, 0x60, 0x95, 0x13, 0, 3, 0, 6, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 1, 0, 0, 2, 0, 0, 0, 16, 0];
         let request = Request::read(&mut &raw[..]).unwrap();
         assert_eq!(
             request,

@@ -71,7 +71,8 @@ impl Client {
         let mut stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut at, total) = (0, header.len() + data.len());
         while at < total {
-            let parts = [IoSlice::new(&header[at.min(header.len())..]), IoSlice::new(&data[at.saturating_sub(header.len())..])];
+            let parts =
+                [IoSlice::new(&header[at.min(header.len())..]), IoSlice::new(&data[at.saturating_sub(header.len())..])];
             match stream.write_vectored(&parts) {
                 Ok(n) if n > 0 => at += n,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}

@@ -44,8 +44,12 @@ fn open(via: &str) -> std::io::Result<Stream> {
         let end = Arc::new(move || drop(stream.shutdown(std::net::Shutdown::Both)));
         return Ok(Stream { from: Box::new(from), to: Box::new(to), end, child: None });
     }
-    let mut child =
-        Command::new("/bin/sh").args(["-c", via]).process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let mut child = Command::new("/bin/sh")
+        .args(["-c", via])
+        .process_group(0)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
     let (Some(to), Some(from)) = (child.stdin.take(), child.stdout.take()) else {
         return Err(std::io::Error::other("the command has no standard streams"));
     };
@@ -273,7 +277,9 @@ fn receive(reader: &mut Reader<impl Read>) -> Result<Frame, String> {
             Ok(Frame::Alive) => {}
             Ok(frame) => return Ok(frame),
             Err(Closed::Eof) => {
-                return Err("the other host closed the stream: is its disk service running, with this disk's name?".into());
+                return Err(
+                    "the other host closed the stream: is its disk service running, with this disk's name?".into()
+                );
             }
             Err(closed) => return Err(closed.to_string()),
         }

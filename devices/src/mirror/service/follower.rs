@@ -125,7 +125,7 @@ impl Follower {
     }
 
     /// Carries out actions until it is stopped.
-    fn work(self: Arc<Self>, writer: Arc<Mutex<Sender>>) {
+    fn work(self: &Arc<Self>, writer: &Mutex<Sender>) {
         let mut state = self.lock();
         let mut quiet = Instant::now();
         loop {
@@ -138,7 +138,7 @@ impl Follower {
                     quiet = Instant::now();
                     state.target.settle();
                     drop(state);
-                    send(&writer, &[Frame::Alive]);
+                    send(writer, &[Frame::Alive]);
                     state = self.lock();
                     continue;
                 }
@@ -151,13 +151,13 @@ impl Follower {
                 match action {
                     TargetAction::Reply(reply) => frames.push(Frame::Reply(reply)),
                     other => {
-                        send(&writer, &frames);
+                        send(writer, &frames);
                         frames.clear();
                         self.carry_out(other);
                     }
                 }
             }
-            send(&writer, &frames);
+            send(writer, &frames);
             self.changed.notify_all();
             state = self.lock();
         }
@@ -199,9 +199,10 @@ fn apply(parts: &Parts, records: Vec<Record>) -> Result<Vec<Checked>, ()> {
     let mut records = records.into_iter().peekable();
     while let Some(record) = records.next() {
         group.push(record);
-        let clash = records.peek().and_then(range_of).is_some_and(|next: Extent| {
-            group.iter().filter_map(range_of).any(|range| range.overlaps(next))
-        });
+        let clash = records
+            .peek()
+            .and_then(range_of)
+            .is_some_and(|next: Extent| group.iter().filter_map(range_of).any(|range| range.overlaps(next)));
         if group.len() < WINDOW && !clash && records.peek().is_some() {
             continue;
         }
@@ -260,7 +261,10 @@ pub(super) fn accept(shared: &Arc<Shared>, stream: &UnixStream) -> Result<(), St
     }
     // The disk becomes nothing else meanwhile.
     let Some(changing) = shared.try_change() else {
-        return refuse(RefuseCode::Busy, "another source is just being accepted, or the disk is changing its role".into());
+        return refuse(
+            RefuseCode::Busy,
+            "another source is just being accepted, or the disk is changing its role".into(),
+        );
     };
     if let Err(why) = shared.make_room() {
         return refuse(RefuseCode::Busy, why);
@@ -307,7 +311,7 @@ pub(super) fn accept(shared: &Arc<Shared>, stream: &UnixStream) -> Result<(), St
     shared.set_follower(follower.clone());
     drop(changing);
     let (worker, to) = (follower.clone(), writer.clone());
-    std::thread::Builder::new().name("apply".into()).spawn(move || worker.work(to)).map_err(|e| text(&e))?;
+    std::thread::Builder::new().name("apply".into()).spawn(move || worker.work(&to)).map_err(|e| text(&e))?;
     stream.set_read_timeout(None).map_err(|e| text(&e))?;
     send(&writer, &[Frame::Started]);
     let why = take_in(&follower, &mut reader);

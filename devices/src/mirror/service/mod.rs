@@ -11,7 +11,7 @@ mod node;
 mod pool;
 mod runtime;
 
+pub use control::{Request, Response, Status, TargetStatus, call, serve_control};
 pub use events::DiskEvent;
 pub use follower::bridge;
-pub use control::{Request, Response, Status, TargetStatus, call, serve_control};
 pub use node::{Node, NodeConfig, NodeError};

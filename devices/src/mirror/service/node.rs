@@ -69,8 +69,10 @@ pub enum NodeError {
     Role { name: String, is: &'static str, wanted: &'static str },
     #[error("disk {0} holds epochs of a guest or is being activated; its daemon has to let go first (disarm)")]
     Busy(String),
-    #[error("the copy in {0} is not known to be good (a synchronisation is unfinished, or batches were half applied); \
-             --force makes it the source as it is, with everything compared later")]
+    #[error(
+        "the copy in {0} is not known to be good (a synchronisation is unfinished, or batches were half applied); \
+             --force makes it the source as it is, with everything compared later"
+    )]
     NotGood(String),
     #[error("disk {0} is open; close it first")]
     Open(String),
@@ -192,7 +194,8 @@ impl Node {
         let backing = Backing::open(&config.backing, PREDECESSOR_S)?;
         let block = backing.block().map_err(io_error(config.backing.display().to_string()))?;
         let size = backing.size() - backing.size() % u64::from(block.max(512));
-        let region = (DEFAULT_REGION..=64 << 20).find(|r| r.is_power_of_two() && size.div_ceil(u64::from(*r)) <= 1 << 22);
+        let region =
+            (DEFAULT_REGION..=64 << 20).find(|r| r.is_power_of_two() && size.div_ceil(u64::from(*r)) <= 1 << 22);
         let geometry = Geometry::new(size, block, region.unwrap_or(64 << 20))?;
         let (meta, loaded) = MetaFile::open(&config.meta, geometry, uuid::Uuid::new_v4().as_u128())?;
         let role = loaded.head.role;
@@ -408,11 +411,10 @@ impl Node {
         self.source(|s| s.nbd = Some(index))?;
         self.save_runtime(&lock(&self.shared.duty))?;
         let (link, device) = (self.links.join(&self.shared.name), format!("/dev/nbd{index}"));
-        let linked = std::fs::create_dir_all(&self.links)
-            .and_then(|()| match std::fs::remove_file(&link) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-                _ => std::os::unix::fs::symlink(device, &link),
-            });
+        let linked = std::fs::create_dir_all(&self.links).and_then(|()| match std::fs::remove_file(&link) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => std::os::unix::fs::symlink(device, &link),
+        });
         linked.map_err(io_error(link.display().to_string()))?;
         Ok(link)
     }
@@ -436,7 +438,8 @@ impl Node {
     ) -> Result<(), NodeError> {
         let again = stream.try_clone().map_err(io_error("client"))?;
         let engine = self.source(|s| {
-            s.clients.retain(|client| !matches!(client.peer_addr(), Err(e) if e.raw_os_error() == Some(libc::ENOTCONN)));
+            s.clients
+                .retain(|client| !matches!(client.peer_addr(), Err(e) if e.raw_os_error() == Some(libc::ENOTCONN)));
             s.clients.push(again);
             s.engine.clone()
         })?;
