@@ -41,6 +41,9 @@ set_up() {
     # The witness's tests start servers of their own.
     local etcd_is_new=
     command -v etcd >/dev/null || { missing+=(etcd-server); etcd_is_new=1; }
+    # Clients that are not ours, for the disk service's tests.
+    command -v qemu-io >/dev/null || missing+=(qemu-utils)
+    command -v nbdinfo >/dev/null || missing+=(libnbd-bin)
     if ! rust_is_good; then
         # Debian's rustc-web follows new Rust versions within a stable release.
         missing+=(rustc-web cargo-web rustfmt-web rust-web-clippy)
