@@ -103,6 +103,12 @@ impl Marks {
         self.stamps[region as usize] != CLEAN
     }
 
+    /// Whether the region is to be or being synchronised.
+    #[must_use]
+    pub fn is_unsynced(&self, region: u32) -> bool {
+        self.stamps[region as usize] >= SYNCING
+    }
+
     /// Number of regions that are to be or being synchronised.
     #[must_use]
     pub fn unsynced(&self) -> u32 {

@@ -714,7 +714,7 @@ proptest! {
                 world.collect();
             }
         }
-                world.reunite();
+        world.reunite();
         prop_assert_eq!(world.differences, 0, "verify found a difference that nothing had made");
         let marked = world.hosts[world.at].intent().marked(geometry().regions()).count();
         prop_assert_eq!(marked, 0, "marks go when nothing differs");

@@ -159,13 +159,26 @@ impl Source {
     /// A read is over.
     pub fn unit_read(&mut self, id: UnitId, result: Result<Bytes, ()>) {
         let Some(unit) = self.scans.units.get_mut(&id) else { return };
-        let (extent, verify, ticket) = (unit.extent, unit.verify, unit.ticket.take());
+        let (extent, region, verify, ticket) = (unit.extent, unit.region, unit.verify, unit.ticket.take());
         let Some(session) = self.session.as_mut().filter(|_| !unit.stale) else {
             self.scans.units.remove(&id);
             ticket.into_iter().for_each(|t| self.unlock(t));
             self.pump();
             return;
         };
+        if verify && self.marks.is_unsynced(region) {
+            // Marked while it waited for its lock: a difference that is known is no finding, and must not make the copy
+            // unfit. Once it is synchronised it is compared after all.
+            self.scans.units.remove(&id);
+            if let Some(verify) = &mut self.scans.verify {
+                verify.under_way -= 1;
+                verify.walk.units.push((region, extent));
+            }
+            ticket.into_iter().for_each(|t| self.unlock(t));
+            self.verify_over();
+            self.pump();
+            return;
+        }
         let mut over = false;
         match result {
             Ok(data) if unit.copy => {
