@@ -63,6 +63,11 @@ pub trait Checkpointed: Send {
     /// What could not be undone. A failed `Discard` must leave the device closed rather than open.
     async fn teardown(&mut self, ending: Ending) -> Result<(), DeviceError>;
 
+    /// Whether it could be armed now: nothing is left to be synchronised. Output still flows.
+    async fn is_ready(&mut self) -> bool {
+        true
+    }
+
     /// From here on output is held. Called just before the first armed epoch's suspend, the guest running.
     ///
     /// # Errors

@@ -79,7 +79,7 @@ impl Host {
 
     fn connect_to(&self, other: &Host) {
         let via = format!("unix:{}", other.path("run/d0.peer").display());
-        self.tell(&Request::Connect { via });
+        self.tell(&Request::Connect { via: Some(via) });
     }
 
     fn disk(&self) -> Vec<u8> {
@@ -312,7 +312,7 @@ fn a_slow_link_throttles_the_guest_and_loses_nothing() {
     b.tell(&Request::Demote {});
     let slow = dir.path().join("slow");
     slow_link(&slow, &b.path("run/d0.peer"), 8 << 20);
-    a.tell(&Request::Connect { via: format!("unix:{}", slow.display()) });
+    a.tell(&Request::Connect { via: Some(format!("unix:{}", slow.display())) });
     a.until("in sync", |a| a.status().in_sync);
     let writer = std::thread::scope(|scope| {
         let writing = scope.spawn(|| {
@@ -340,7 +340,7 @@ fn a_copy_is_reached_through_a_command() {
     a.tell(&Request::Disconnect {});
     a.qemu_io(&["write -P 1 3M 2M"]);
     let via = format!("exec {} --run {} connect d0", env!("CARGO_BIN_EXE_remus-disk"), b.path("run").display());
-    a.tell(&Request::Connect { via });
+    a.tell(&Request::Connect { via: Some(via) });
     alike(&a, &b);
     a.tell(&Request::Disconnect {});
     assert!(!a.status().connected);

@@ -12,6 +12,8 @@ use super::service::{DiskEvent, Request, Response, Status};
 
 /// Where disk services have their sockets, unless something else is configured.
 pub const RUN: &str = "/run/remus/disk";
+/// Where the links to their block devices are: `phy:/dev/remus/NAME`.
+pub const LINKS: &str = "/dev/remus";
 
 /// For requests that only touch the service's memory.
 const QUICK: Duration = Duration::from_secs(2);
@@ -198,12 +200,45 @@ impl DiskClient {
         self.call(&Request::Open {}, "open", SLOW).await
     }
 
-    /// Makes `/dev/nbd<index>` the disk. Returns the path of the link to it.
+    /// Makes `/dev/nbd<index>` the disk; `None` is the index that its service was given. Returns the path of the link to
+    /// it.
     ///
     /// # Errors
     /// [`ClientError`].
-    pub async fn attach(&mut self, index: u32) -> Result<PathBuf, ClientError> {
+    pub async fn attach(&mut self, index: Option<u32>) -> Result<PathBuf, ClientError> {
         self.call(&Request::Attach { index }, "attach", SLOW).await
+    }
+
+    /// Takes the block device away.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn detach(&mut self) -> Result<(), ClientError> {
+        self.call(&Request::Detach {}, "detach", SLOW).await
+    }
+
+    /// Source: looks for the copy from now on, with a new session. `None` is as last time, or as its service was told.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn connect(&mut self, via: Option<&str>) -> Result<(), ClientError> {
+        self.call(&Request::Connect { via: via.map(str::to_owned) }, "connect", SLOW).await
+    }
+
+    /// Makes a copy that is known to be good the source; any, with `force`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn promote(&mut self, force: bool) -> Result<(), ClientError> {
+        self.call(&Request::Promote { force }, "promote", SLOW).await
+    }
+
+    /// Makes a closed disk a copy, which whoever connects overwrites.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn demote(&mut self) -> Result<(), ClientError> {
+        self.call(&Request::Demote {}, "demote", SLOW).await
     }
 
     /// The loser: nobody may use the disk. Requests of a guest that still has it fail.

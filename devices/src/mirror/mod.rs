@@ -3,7 +3,7 @@
 //! - [`core`]: the rules, without input and output.
 //! - [`io`], [`nbd`], [`peer`]: the disk below, the guest's side, the other host's side.
 //! - [`service`]: the process that puts them together, one per disk.
-//! - [`Mirror`], [`client`]: the device layer's and the daemon's view of it; [`jobs`]: its slow operations.
+//! - [`Mirror`], [`Standby`], [`client`]: the device layer's and the daemon's view of it, on the primary and on the backup; [`jobs`]: its slow operations.
 
 pub mod client;
 pub mod core;
@@ -12,6 +12,8 @@ pub mod jobs;
 pub mod nbd;
 pub mod peer;
 pub mod service;
+pub mod standby;
 mod subkind;
 
-pub use subkind::{Mirror, end_protection};
+pub use standby::{Standby, StandbyError};
+pub use subkind::{DiskNews, Mirror, MirrorConfig, end_protection};

@@ -157,6 +157,12 @@ impl DeviceSet {
         errors
     }
 
+    /// Whether every device could be armed now. Before that epochs are taken all the same, unarmed.
+    pub async fn is_ready(&mut self) -> bool {
+        let asked: FuturesUnordered<_> = self.taken.iter_mut().map(|t| t.ops.is_ready()).collect();
+        asked.all(|ready| async move { ready }).await
+    }
+
     /// From here on output is held. Call just before the first armed epoch's suspend.
     ///
     /// # Errors

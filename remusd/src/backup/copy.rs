@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use devices::mirror::Standby;
 use tokio::io::AsyncRead;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -108,13 +109,15 @@ pub(super) fn patient(first: Duration, cap: Duration) -> Backoff {
     Backoff::new(first, cap, YEARS).expect("0 < first <= cap <= total")
 }
 
-/// Looks whether the copy is there. Before it was seen for the first time it may still have to be created: then waits for it; the
+/// Looks whether the copy is there, and lets its disks write an armed epoch that can be acknowledged. Before it was seen for the first time it may still have to be created: then waits for it; the
 /// receiver's end is noticed elsewhere.
 pub(super) async fn check_alive(
     host: Arc<dyn BackupHost>,
     whose: Whose,
     known: Option<DomId>,
     epoch: Epoch,
+    armed: bool,
+    disks: Standby,
     inputs: mpsc::UnboundedSender<Input>,
 ) {
     let mut backoff = patient(Duration::from_millis(10), Duration::from_millis(200));
@@ -131,7 +134,14 @@ pub(super) async fn check_alive(
             found => break found,
         }
     };
-    let found = found.map_err(|error| error.to_string());
+    let mut found = found.map_err(|error| error.to_string());
+    // The epoch is whole here, disks and memory: it will never be gone back before it, whether it is acknowledged or not.
+    if armed
+        && let Ok(Some(_)) = &found
+        && let Err(error) = disks.commit(epoch.0).await
+    {
+        found = Err(error.to_string());
+    }
     let _ = inputs.send(Input::Checked(epoch, found));
 }
 
@@ -143,6 +153,7 @@ pub(super) async fn destroy(
     mut ended: watch::Receiver<bool>,
     kill: CancellationToken,
     patience: Duration,
+    disks: Standby,
     inputs: mpsc::UnboundedSender<Input>,
 ) {
     if tokio::time::timeout(patience, ended.wait_for(|ended| *ended)).await.is_err() {
@@ -151,6 +162,9 @@ pub(super) async fn destroy(
         let _ = ended.wait_for(|ended| *ended).await;
     }
     destroy_domain(host.as_ref(), &whose).await;
+    for error in disks.release().await {
+        tracing::error!(name = whose.name, "giving its disks free: {error}");
+    }
     let _ = inputs.send(Input::Destroyed);
 }
 

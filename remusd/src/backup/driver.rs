@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use devices::mirror::Standby;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -21,13 +22,14 @@ use crate::audit::{Check, Comparer};
 use crate::gray::Watch;
 use crate::ids::{DomId, Epoch};
 use crate::link::session::{Outbox, Report as Beat, SessionEvent};
-use crate::link::{CloseReason, Frame, GuestState, Token};
+use crate::link::{CloseReason, EpochEnd, Frame, GuestState, Token};
 use crate::ops::{EventKind, EventLog};
 use crate::stream::PlainComposer;
 use crate::witness::Health;
 use crate::xen::PageHash;
 
 mod audit;
+mod disks;
 mod drill;
 mod gate;
 mod gray;
@@ -60,6 +62,10 @@ pub(super) enum Input {
     Audited(Check, Result<Vec<Option<PageHash>>, String>),
     /// The copy's interfaces are open, or could not be.
     GateOpen(Result<(), String>),
+    /// Every disk has all of this epoch.
+    DisksHold(EpochEnd),
+    /// The disks are those of the activated epoch, and the copy can be built with this.
+    DisksReady(Result<Bytes, String>),
 }
 
 /// When an activation's steps were done.
@@ -102,6 +108,7 @@ pub(super) struct Driver {
     witness_away: bool,
     unread_told: bool,
     comparer: Comparer,
+    disks: Standby,
     gray: Watch,
     record: IncomingRecord,
     status: watch::Sender<IncomingStatus>,
@@ -161,6 +168,7 @@ impl Driver {
             witness_away: false,
             unread_told: false,
             comparer: Comparer::new(),
+            disks: Standby::new(&settings.disk_sockets, Vec::new()),
             gray: Watch::backup(detection(&start.offer)),
             record: start.record,
             status,
@@ -215,6 +223,13 @@ impl Driver {
                 match &frame {
                     Frame::Heartbeat(beat) => self.heartbeat(*beat),
                     Frame::Audit(sample) => self.comparer.sample(sample.clone()),
+                    Frame::EpochEnd(end) if self.waits_for_disks(end) => return,
+                    Frame::Config(config) => {
+                        let config = config.clone();
+                        if let Err(text) = self.take_disks(&config).await {
+                            return self.step(Event::ReceiverDied(text));
+                        }
+                    }
                     _ => {}
                 }
                 if matches!(frame, Frame::Handover { .. })
@@ -285,6 +300,8 @@ impl Driver {
             }
             Input::Audited(check, read) => self.end_audit(&check, read),
             Input::GateOpen(opened) => self.go(opened),
+            Input::DisksHold(end) => self.step(Event::Frame(Frame::EpochEnd(end))),
+            Input::DisksReady(ready) => self.disks_ready(ready),
             // The receiver's end explains it better and follows.
             Input::Feed(FeedEvent::Failed(error)) => {
                 tracing::info!(error, "the receiver does not take data any more");
@@ -450,6 +467,8 @@ impl Driver {
                     self.whose.clone(),
                     known,
                     epoch,
+                    self.machine.armed() == Some(epoch),
+                    self.disks.clone(),
                     self.tell.clone(),
                 ));
             }
@@ -462,9 +481,9 @@ impl Driver {
                 let _ = self.outbox.control(frame);
             }
             Action::CloseLink => self.outbox.close(),
-            Action::FinishCopy { epoch: _, state } => {
+            Action::FinishCopy { epoch, state } => {
                 self.end_drill();
-                self.feed(vec![PlainComposer::tail(&state)]);
+                self.finish_copy(epoch, &state);
             }
             Action::StartGrace => self.grace_at = Some(Instant::now() + self.detection),
             Action::CheckLan => {
@@ -521,6 +540,7 @@ impl Driver {
                     self.ended.clone(),
                     self.kill.clone(),
                     self.settings.stop_patience,
+                    self.disks.clone(),
                     self.tell.clone(),
                 ));
             }

@@ -63,6 +63,9 @@ pub struct IncomingRecord {
     /// What was agreed with the primary.
     #[serde(default)]
     pub offer: Option<ProtectOffer>,
+    /// Its mirrored disks: they follow until the copy is activated or given up.
+    #[serde(default)]
+    pub disks: Vec<String>,
 }
 
 impl IncomingRecord {
@@ -81,6 +84,7 @@ impl IncomingRecord {
             token: Token::Primary,
             owed: false,
             offer: None,
+            disks: Vec::new(),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! All incoming protections of this host: accepts links, answers queries, clears away what a crash left.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -44,6 +45,10 @@ pub struct BackupSettings {
     pub banner_patience: Duration,
     /// How long the receiver may take to end by itself before it is killed.
     pub stop_patience: Duration,
+    /// Where mirrored disks' services have their sockets.
+    pub disk_sockets: PathBuf,
+    /// Where the links to mirrored disks are.
+    pub disk_links: PathBuf,
     /// What boots domains on this host behind our back.
     pub xendomains: fn() -> Xendomains,
     /// The list of guarded domains, on a host that has one.
@@ -60,6 +65,8 @@ impl Default for BackupSettings {
             hello_patience: Duration::from_secs(10),
             banner_patience: Duration::from_secs(15),
             stop_patience: Duration::from_secs(20),
+            disk_sockets: devices::mirror::client::RUN.into(),
+            disk_links: devices::mirror::client::LINKS.into(),
             xendomains: Xendomains::default,
             gate: None,
         }

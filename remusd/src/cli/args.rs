@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+use super::disk::Disk;
 use super::pair::{Keys, Pair};
 use super::protect::Protect;
 use crate::api::Request;
@@ -121,6 +122,8 @@ pub enum Command {
         #[command(flatten)]
         notify: Notify,
     },
+    /// Mirrored disks of this host: set up, attach, detach, show.
+    Disk(Disk),
     /// Show every protection live, with what its epochs cost.
     Top {
         /// Only this domain.
@@ -240,6 +243,7 @@ impl Args {
                 Request::Recover { domain: domain.clone(), assume_owner: *assume_owner, tag: notify.tag.clone() }
             }
             Command::Gate(_) => return Err("the gate needs no daemon".into()),
+            Command::Disk(_) => return Err("disks need no daemon".into()),
         })
     }
 }

@@ -1,7 +1,8 @@
 //! The `remus` command line: `args` says what can be typed, `run` talks to the daemon, `render` shows the answer, `top` goes on showing it.
-//! `pair` pairs hosts, `doctor` looks at them.
+//! `pair` pairs hosts, `doctor` looks at them, `disk` is for mirrored disks.
 
 pub mod args;
+pub mod disk;
 mod doctor;
 pub mod pair;
 pub mod protect;

@@ -44,6 +44,7 @@ async fn elsewhere(args: &Args) -> Option<Result<u8, ApiError>> {
     match &args.command {
         Command::Top { domain } => Some(super::top::run(&args.socket(), domain.clone()).await),
         Command::Gate(gate) => Some(run_gate(args, gate).await),
+        Command::Disk(disk) => Some(run_disk(args, disk).await),
         Command::Doctor(doctor) => Some(Ok(super::doctor::doctor(doctor, args.json))),
         Command::Completions { shell } => {
             use clap::CommandFactory;
@@ -97,6 +98,22 @@ fn confirmed(domain: &str) -> bool {
     let _ = std::io::stderr().flush();
     let mut line = String::new();
     std::io::stdin().lock().read_line(&mut line).is_ok() && line.trim() == domain
+}
+
+async fn run_disk(args: &Args, disk: &super::disk::Disk) -> Result<u8, ApiError> {
+    let value = super::disk::run(disk).await?;
+    match value.as_array() {
+        Some(rows) if !args.json => {
+            for row in rows {
+                let status = serde_json::from_value(row.clone());
+                let status = status.map_err(|error| ApiError::new(ErrorCode::Failed, error.to_string()))?;
+                println!("{}", super::disk::line(&status));
+            }
+        }
+        Some(_) => println!("{value}"),
+        None => show_message(args, &value),
+    }
+    Ok(0)
 }
 
 #[cfg(feature = "xen")]

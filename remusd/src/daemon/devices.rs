@@ -1,10 +1,13 @@
 //! From xenstore's device directories to the device set of one protection.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use devices::drbd::{CheckpointIoctls, Drbd, DrbdLimits, Sent};
+use devices::mirror::{DiskNews, Mirror, MirrorConfig};
 use devices::netbuffer::{NetBuffer, NetBufferConfig, NetEvent, SetupScript, SetupStore};
 use devices::{Allow, Device, DeviceSet, Kind, NoOp, Node, Policy, Subkind, classify};
 use tokio::sync::mpsc;
@@ -13,7 +16,8 @@ use crate::api::{ApiError, ErrorCode};
 use crate::hvm;
 use crate::ids::DomId;
 use crate::protect::model::{DeviceModel, ModelError};
-use crate::protect::options::ProtectOptions;
+use crate::protect::options::{ProtectOptions, Target};
+use crate::state::PrimaryRecord;
 use crate::stream::Record;
 use crate::xen::{GuestType, StoreError, XenStore};
 
@@ -84,9 +88,41 @@ pub fn script(options: &ProtectOptions, store: &Arc<dyn XenStore>) -> Option<Set
     Some(SetupScript::new(path, Arc::new(ScriptStore(store.clone()))))
 }
 
-/// The device set that these options ask for. What happens to the network buffers goes to `events`.
+/// Where packages put our scripts.
+const SCRIPTS: [&str; 2] = ["/usr/lib/remus", "/usr/local/lib/remus"];
+
+/// The probe for DRBD devices, where it is installed. It is asked about every disk that is not ours: ordinary DRBD is
+/// refused with the reason (hazard F12), not as a disk that nobody knows.
+fn drbd_probe() -> Option<PathBuf> {
+    SCRIPTS.iter().map(|dir| Path::new(dir).join("block-drbd-probe")).find(|path| path.is_file())
+}
+
+/// The checkpoint ioctls of a DRBD that no present kernel loads: such a disk is recognised, and then refused by name.
+struct NoIoctls;
+
+impl CheckpointIoctls for NoIoctls {
+    fn send(&self, device: &Path) -> std::io::Result<Sent> {
+        Err(std::io::Error::other(format!(
+            "{} can checkpoint, but this remusd was never tried with such a DRBD and does not use it; put a mirrored disk on its \
+             backing device (docs/disks.md)",
+            device.display()
+        )))
+    }
+
+    fn wait(&self, device: &Path) -> std::io::Result<()> {
+        self.send(device).map(drop)
+    }
+}
+
+/// The device set that these options ask for. What happens to the network buffers goes to `events`, to mirrored disks to `disks`.
 #[must_use]
-pub fn set(options: &ProtectOptions, store: &Arc<dyn XenStore>, events: mpsc::Sender<NetEvent>) -> DeviceSet {
+pub fn set(
+    options: &ProtectOptions,
+    target: &Target,
+    store: &Arc<dyn XenStore>,
+    events: mpsc::Sender<NetEvent>,
+    disks: mpsc::Sender<DiskNews>,
+) -> DeviceSet {
     let mut subkinds: Vec<Arc<dyn Subkind>> = Vec::new();
     if options.no_netbuffer {
         subkinds.push(Arc::new(NoOp::new(Kind::Nic, Policy { allow: vec![Allow::EveryOf(Kind::Nic)] })));
@@ -101,6 +137,14 @@ pub fn set(options: &ProtectOptions, store: &Arc<dyn XenStore>, events: mpsc::Se
             Some(script) => buffer.with_script(script),
             None => buffer,
         }));
+    }
+    let peer = match target {
+        Target::Host { host, .. } | Target::Tls { host, .. } => Some(host.clone()),
+        Target::Command(_) | Target::Blackhole | Target::StockReceiver(_) => None,
+    };
+    subkinds.push(Arc::new(Mirror::new(MirrorConfig { peer, ..MirrorConfig::default() }, disks)));
+    if let Some(probe) = drbd_probe() {
+        subkinds.push(Arc::new(Drbd::new(probe, Arc::new(NoIoctls), DrbdLimits::default())));
     }
     let names = options.unsafe_disks.iter().filter(|d| *d != "all");
     let mut policy = Policy::with_names(names.cloned());
@@ -118,6 +162,14 @@ pub fn vifs(set: &DeviceSet) -> Vec<String> {
         .filter(|r| r.device.kind == Kind::Nic && r.subkind != "none")
         .flat_map(|r| r.device.names)
         .collect()
+}
+
+/// The mirrored disks of a protection, by its record.
+#[must_use]
+pub fn mirrored(record: &PrimaryRecord) -> Vec<String> {
+    let records = record.devices.iter().filter_map(|r| serde_json::from_value::<devices::Record>(r.clone()).ok());
+    let names = records.filter(|r| r.subkind == "mirror").map(|r| r.data["disk"].as_str().map(str::to_owned));
+    names.flatten().collect()
 }
 
 /// How long the device model may take for anything else than saving its state.

@@ -178,7 +178,8 @@ impl Daemon {
             }
         };
         let (net_send, net_events) = mpsc::channel(256);
-        let mut set = super::devices::set(&options, &self.host.store, net_send);
+        let (disk_send, disk_news) = mpsc::channel(64);
+        let mut set = super::devices::set(&options, &target, &self.host.store, net_send, disk_send);
         if let Err(error) = set.setup(devices).await {
             peer.control.stop(&crate::protect::machine::StopWhy::Planned).await;
             peer.control.close().await;
@@ -242,6 +243,7 @@ impl Daemon {
             peer_events: peer.events,
             self_acknowledging: peer.self_acknowledging,
             net_events,
+            disk_news,
             state: self.state.clone(),
             record,
             log: self.log.clone(),

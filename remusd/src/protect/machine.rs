@@ -31,6 +31,8 @@ pub struct Machine {
     pending_stop: Option<StopWhy>,
     suspend_failures: u32,
     last_pages: u64,
+    /// Whether the devices could be armed: their disks' copies are alike.
+    devices_ready: bool,
     /// Our mode. It is the stricter one while an agreement is under way: the witness's from before the backup hears of it until after
     /// the backup has given it up durably.
     token: Token,
@@ -68,6 +70,7 @@ impl Machine {
             pending_stop: None,
             suspend_failures: 0,
             last_pages: u64::MAX,
+            devices_ready: true,
             token: Token::Primary,
             agreement: Agreement::Agreed,
             witness_up: policy.witness,
@@ -123,11 +126,23 @@ impl Machine {
         self.armed_from.is_some_and(|from| epoch >= from)
     }
 
+    /// Whether the devices could be armed now, as far as known (R4: never before a disk's synchronisation has finished).
+    pub fn devices_are_ready(&mut self, ready: bool) {
+        self.devices_ready = ready;
+    }
+
+    /// Whether a later epoch will be the first armed one.
+    #[must_use]
+    pub fn is_unarmed(&self) -> bool {
+        self.armed_from.is_none()
+    }
+
     /// Decides at an epoch's suspend whether it is armed (hazard F10: never the first copy; never before both sides know who decides).
     fn arm_if_converged(&mut self, epoch: Epoch) {
         let small = self.last_pages <= self.policy.arm_pages;
         let long_enough = epoch.0 >= self.policy.max_unarmed.max(1);
-        if self.armed_from.is_none() && epoch.0 > 0 && self.agreed() && (small || long_enough) {
+        let ready = self.devices_ready && self.agreed();
+        if self.armed_from.is_none() && epoch.0 > 0 && ready && (small || long_enough) {
             self.armed_from = Some(epoch);
         }
     }

@@ -66,6 +66,18 @@ impl Region {
         unsafe { std::slice::from_raw_parts(self.start.as_ptr().cast(), self.bytes.get() / 8) }
     }
 
+    /// The contents as bytes.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        // SAFETY: as in `words`; bytes need no alignment.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr().cast(), self.bytes.get()) }
+    }
+
+    /// The contents as bytes, to write.
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `bytes`; `&mut self` makes this the only access.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr().cast(), self.bytes.get()) }
+    }
+
     /// The contents as words, to write.
     pub(crate) fn words_mut(&mut self) -> &mut [u64] {
         // SAFETY: as in `words`; `&mut self` makes this the only access.

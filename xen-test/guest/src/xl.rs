@@ -41,6 +41,8 @@ pub struct GuestSpec {
     pub memory_mb: u32,
     /// Added to the kernel command line.
     pub extra: String,
+    /// Its disks, as in xl.cfg; it runs from its initramfs and needs none.
+    pub disks: Vec<String>,
 }
 
 impl GuestSpec {
@@ -56,6 +58,7 @@ impl GuestSpec {
                 Kind::Hvm => 160,
             },
             extra: String::new(),
+            disks: Vec::new(),
         }
     }
 
@@ -98,13 +101,18 @@ impl GuestSpec {
         if !self.extra.is_empty() {
             let _ = write!(extra, " {}", self.extra);
         }
-        vec![
+        let mut values = vec![
             format!("name=\"{}\"", self.name),
             format!("memory={}", self.memory_mb),
             format!("maxmem={}", self.memory_mb),
             format!("vif=[\"mac={},bridge=xenbr0\"]", mac.join(":")),
             format!("extra=\"{extra}\""),
-        ]
+        ];
+        if !self.disks.is_empty() {
+            let disks: Vec<String> = self.disks.iter().map(|disk| format!("\"{disk}\"")).collect();
+            values.push(format!("disk=[{}]", disks.join(",")));
+        }
+        values
     }
 }
 

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 use xen_test_guest::protocol::{
-    BeaconInfo, BeaconSpec, Command, DirtyInfo, DirtySpec, Hello, Mem, Reply, StallReport, Verdict, WorkInfo,
+    BeaconInfo, BeaconSpec, Command, DirtyInfo, DirtySpec, DiskInfo, DiskSpec, Hello, Mem, Reply, StallReport, Verdict,
+    WorkInfo,
 };
 
 /// A control call that failed.
@@ -106,6 +107,30 @@ impl Control {
     /// [`ControlError`]; bad pages are no error but in the verdict.
     pub fn verify(&self) -> Result<Verdict, ControlError> {
         self.call(Command::Verify)
+    }
+
+    /// Starts the disk writer, or changes its rate; blocks while the guest clears the device.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub fn disk_start(&self, spec: DiskSpec) -> Result<DiskInfo, ControlError> {
+        self.call(Command::DiskStart(spec))
+    }
+
+    /// How far the disk writer is.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub fn disk_read(&self) -> Result<DiskInfo, ControlError> {
+        self.call(Command::DiskRead)
+    }
+
+    /// Reads all records of the disk writer back.
+    ///
+    /// # Errors
+    /// [`ControlError`]; what is wrong with the disk is no error but in the answer.
+    pub fn disk_verify(&self) -> Result<DiskInfo, ControlError> {
+        self.call(Command::DiskVerify)
     }
 
     /// Starts the stall meter.

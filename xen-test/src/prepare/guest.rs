@@ -14,7 +14,7 @@ use crate::image::modules::ModuleTree;
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// Kernel modules of the guest; everything else it needs is built in.
-const MODULES: [&str; 1] = ["xen-netfront"];
+const MODULES: [&str; 2] = ["xen-netfront", "xen-blkfront"];
 
 /// Builds the guest's program and writes `initrd.gz`, `pvh.cfg` and `hvm.cfg` below `dir`. The
 /// kernel is in the image already, beside where these go.

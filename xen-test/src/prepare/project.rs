@@ -25,7 +25,7 @@ pub fn build() -> Result<Project> {
         }
     })?;
     let dir = target_dir()?.join(if release { "release" } else { "debug" });
-    let programs = ["remusd", "remus", "netbuffer-selftest"].map(|name| dir.join(name)).to_vec();
+    let programs = ["remusd", "remus", "remus-disk", "netbuffer-selftest"].map(|name| dir.join(name)).to_vec();
     let scripts = match std::fs::read_dir(workspace()?.join("scripts")) {
         Ok(entries) => entries.flatten().map(|entry| entry.path()).filter(|p| p.is_file()).collect(),
         // There are none yet.

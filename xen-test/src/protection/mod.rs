@@ -2,6 +2,7 @@
 //! they stand. Everything goes through the programs that an administrator uses.
 
 mod arena;
+pub mod disks;
 mod guest;
 
 use std::net::SocketAddr;

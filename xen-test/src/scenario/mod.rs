@@ -2,6 +2,10 @@
 
 mod api_programs;
 mod api_story;
+mod disk_kills;
+mod disk_planned_stop;
+mod disk_power_loss;
+mod disk_resync;
 mod harness_end;
 mod harness_self;
 mod main_backup_loss;
@@ -93,11 +97,25 @@ pub const SCENARIOS: &[Scenario] = &[
     safety_drill::DRILL,
     api_story::STORY,
     api_programs::PROGRAMS,
+    disk_power_loss::LOSS,
+    disk_planned_stop::STOP,
+    disk_resync::RESYNC,
+    disk_resync::BACK,
+    disk_kills::DAEMON,
+    disk_kills::SERVICE,
 ];
 
 /// Scenarios that are written but that no run has shown to pass yet: skipped, and counted as such, unless `XEN_TEST_UNSHOWN` is set.
 /// A name leaves this list with the run that shows it.
-pub const UNSHOWN: &[&str] = &["safety-drill", "api-story", "api-programs"];
+pub const UNSHOWN: &[&str] = &[
+    "safety-drill",
+    "api-story",
+    "api-programs",
+    "disk-resync",
+    "disk-fail-back",
+    "disk-kill-daemon",
+    "disk-kill-service",
+];
 
 /// What a scenario works with.
 #[derive(Debug)]

@@ -36,6 +36,12 @@ enum Sub {
         /// Where the link to the block device is made.
         #[arg(long, default_value = "/dev/remus")]
         links: PathBuf,
+        /// The N of the /dev/nbdN that is this disk's.
+        #[arg(long)]
+        nbd: Option<u32>,
+        /// How its copy is reached: a shell command, such as `ssh HOST remus-disk connect NAME`, or unix:PATH.
+        #[arg(long)]
+        via: Option<String>,
         /// UNSAFE under memory pressure: run without locked memory, as any user.
         #[arg(long)]
         unlocked: bool,
@@ -60,9 +66,11 @@ fn main() -> anyhow::Result<()> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter()).init();
     let args = Args::parse();
     match args.command {
-        Sub::Serve { name, backing, meta, capacity, links, unlocked } => {
+        Sub::Serve { name, backing, meta, capacity, links, nbd, via, unlocked } => {
             check_name(&name)?;
-            let config = NodeConfig { name, backing, meta, run: args.run, links, capacity: capacity << 20 };
+            let (run, capacity) = (args.run, capacity << 20);
+            let via = via.filter(|via| !via.is_empty());
+            let config = NodeConfig { name, backing, meta, run, links, capacity, nbd, via };
             if unlocked {
                 tracing::warn!("memory is not locked: a dom0 short of memory can hang its guests");
             } else {

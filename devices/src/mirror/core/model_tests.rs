@@ -453,7 +453,11 @@ impl World {
             match action {
                 Action::Persist(image) => match self.luck.next(3) {
                     0 => host.pages[image.page as usize] = image.bytes,
-                    1 => host.pages[image.page as usize][BLOCK / 2] ^= 1,
+                    // Torn: one half is new. (Damage that a second crash could undo would be none.)
+                    1 => {
+                        let half = if self.luck.coin() { 0..BLOCK / 2 } else { BLOCK / 2..BLOCK };
+                        host.pages[image.page as usize][half.clone()].copy_from_slice(&image.bytes[half]);
+                    }
                     _ => {}
                 },
                 Action::Write(tag) if self.luck.coin() => {

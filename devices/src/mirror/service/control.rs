@@ -2,7 +2,7 @@
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,11 +24,13 @@ pub enum Request {
     Open {},
     Close {},
     Attach {
-        index: u32,
+        #[serde(default)]
+        index: Option<u32>,
     },
     Detach {},
     Connect {
-        via: String,
+        #[serde(default)]
+        via: Option<String>,
     },
     Disconnect {},
     Arm {},
@@ -76,8 +78,12 @@ pub struct Status {
     pub size: u64,
     /// Clients are served.
     pub open: bool,
-    /// The N of its `/dev/nbdN`.
+    /// The N of its `/dev/nbdN`, while it is attached.
     pub nbd: Option<u32>,
+    /// The link to its block device.
+    pub link: PathBuf,
+    /// Source: how the copy is reached; without it nobody is looking for one.
+    pub via: Option<String>,
     /// Source: there is a session.
     pub connected: bool,
     /// Source: the copies are alike.
@@ -145,7 +151,7 @@ impl Node {
             Request::Close {} => ok(self.close()),
             Request::Attach { index } => ok(self.attach(index)),
             Request::Detach {} => ok(self.detach()),
-            Request::Connect { via } => ok(self.connect(&via)),
+            Request::Connect { via } => ok(self.connect(via.as_deref())),
             Request::Disconnect {} => ok(self.disconnect()),
             Request::Arm {} => ok(self.arm()),
             Request::Disarm {} => ok(self.disarm()),

@@ -317,9 +317,13 @@ impl Engine {
         self.act(state);
     }
 
-    /// See [`Source::barrier`]. Waits for nothing but this process's own lock.
+    /// See [`Source::barrier`]; refused in a session that is not armed, whose copy could never be activated. Waits for
+    /// nothing but this process's own lock.
     pub(super) fn barrier(self: &Arc<Self>, epoch: u64) -> Result<BatchEnd, SessionError> {
-        self.with(|source| source.barrier(epoch))
+        self.with(|source| match source.pressure() {
+            Some(_) if !source.is_armed() => Err(SessionError::NotArmed),
+            _ => source.barrier(epoch),
+        })
     }
 
     /// Does something with the source, and what follows from it.

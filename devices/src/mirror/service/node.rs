@@ -47,6 +47,11 @@ pub struct NodeConfig {
     pub links: PathBuf,
     /// Bytes that may be on their way or held.
     pub capacity: u64,
+    /// The N of the `/dev/nbdN` that is this disk's. The link leads there also while the disk is no source: xl wants to
+    /// see a block device when a copy begins to arrive; it has no contents before the disk is attached.
+    pub nbd: Option<u32>,
+    /// How the copy is reached, when nobody says otherwise.
+    pub via: Option<String>,
 }
 
 /// Something cannot be done to a disk.
@@ -78,6 +83,8 @@ pub enum NodeError {
     Open(String),
     #[error("disk {0} has no copy that it follows")]
     NoFollower(String),
+    #[error("disk {0}: nobody has said {1}: `remus disk create` does, or name it with the request")]
+    NotSaid(String, &'static str),
     #[error("{what}: {source}")]
     Io { what: String, source: io::Error },
 }
@@ -183,6 +190,8 @@ pub struct Node {
     shared: Arc<Shared>,
     run: PathBuf,
     links: PathBuf,
+    nbd: Option<u32>,
+    via: Option<String>,
 }
 
 impl Node {
@@ -218,7 +227,11 @@ impl Node {
             duty: Mutex::new(duty),
             changing: Mutex::new(()),
         });
-        let node = Arc::new(Self { shared, run: config.run.clone(), links: config.links.clone() });
+        let (run, links) = (config.run.clone(), config.links.clone());
+        let node = Arc::new(Self { shared, run, links, nbd: config.nbd, via: config.via.clone() });
+        if let Some(index) = config.nbd {
+            node.link(index)?;
+        }
         node.take_up()?;
         Ok(node)
     }
@@ -233,7 +246,7 @@ impl Node {
             self.reattach(index)?;
         }
         if let Some(via) = before.via {
-            self.connect(&via)?;
+            self.connect(Some(&via))?;
         }
         Ok(())
     }
@@ -356,11 +369,16 @@ impl Node {
         self.save_runtime(&lock(&self.shared.duty))
     }
 
-    /// Makes `/dev/nbd<index>` the disk, and a link with its name to that.
+    /// Makes `/dev/nbd<index>` the disk, and a link with its name to that. Does nothing when it is attached already.
     ///
     /// # Errors
-    /// Unless it is open; the kernel's.
-    pub fn attach(self: &Arc<Self>, index: u32) -> Result<PathBuf, NodeError> {
+    /// Unless it is open; without an index here or in the configuration; the kernel's.
+    pub fn attach(self: &Arc<Self>, index: Option<u32>) -> Result<PathBuf, NodeError> {
+        let index = index.or(self.nbd);
+        let index = index.ok_or_else(|| NodeError::NotSaid(self.shared.name.clone(), "which /dev/nbdN it is"))?;
+        if self.source(|s| s.nbd)? == Some(index) {
+            return Ok(self.links.join(&self.shared.name));
+        }
         let theirs = self.kernel_client()?;
         Kernel::open()?.connect(&self.settings(index), &theirs)?;
         self.attached(index)
@@ -410,6 +428,10 @@ impl Node {
     fn attached(&self, index: u32) -> Result<PathBuf, NodeError> {
         self.source(|s| s.nbd = Some(index))?;
         self.save_runtime(&lock(&self.shared.duty))?;
+        self.link(index)
+    }
+
+    fn link(&self, index: u32) -> Result<PathBuf, NodeError> {
         let (link, device) = (self.links.join(&self.shared.name), format!("/dev/nbd{index}"));
         let linked = std::fs::create_dir_all(&self.links).and_then(|()| match std::fs::remove_file(&link) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
@@ -425,7 +447,9 @@ impl Node {
     /// The kernel's.
     pub fn detach(&self) -> Result<(), NodeError> {
         let Some(index) = self.source(|s| s.nbd)? else { return Ok(()) };
-        drop(std::fs::remove_file(self.links.join(&self.shared.name)));
+        if self.nbd.is_none() {
+            drop(std::fs::remove_file(self.links.join(&self.shared.name)));
+        }
         Kernel::open()?.disconnect(index)?;
         self.source(|s| s.nbd = None)?;
         self.save_runtime(&lock(&self.shared.duty))
@@ -492,16 +516,19 @@ impl Node {
         }
     }
 
-    /// Keeps a session with the copy from now on: `unix:PATH`, or a shell command whose standard streams lead there.
+    /// Keeps a session with the copy from now on, a new one in any case: `unix:PATH`, or a shell command whose standard
+    /// streams lead there. `None` is what was last used, or else configured.
     ///
     /// # Errors
-    /// Unless the disk is the source.
-    pub fn connect(&self, via: &str) -> Result<(), NodeError> {
+    /// Unless the disk is the source; when nobody has said how the copy is reached.
+    pub fn connect(&self, via: Option<&str>) -> Result<(), NodeError> {
+        let last = self.source(|s| s.dialer.as_ref().map(|dialer| dialer.via.clone()))?;
+        let via = via.map(str::to_owned).or(last).or_else(|| self.via.clone());
+        let via = via.ok_or_else(|| NodeError::NotSaid(self.shared.name.clone(), "how the copy is reached"))?;
         self.disconnect()?;
         let shared = self.shared.clone();
-        let started = self.source(|s| {
-            Dialer::start(shared, s.engine.clone(), via.to_owned()).map(|dialer| s.dialer = Some(dialer))
-        })?;
+        let started =
+            self.source(|s| Dialer::start(shared, s.engine.clone(), via).map(|dialer| s.dialer = Some(dialer)))?;
         started.map_err(io_error("threads"))?;
         self.save_runtime(&lock(&self.shared.duty))
     }
@@ -615,12 +642,14 @@ impl Node {
     pub fn status(&self) -> Status {
         let head = self.shared.head();
         let mut status = Status { name: self.shared.name.clone(), size: head.geometry.size, ..Status::default() };
+        status.link = self.links.join(&self.shared.name);
         let duty = lock(&self.shared.duty);
         match &*duty {
             Duty::None => status.role = "none".into(),
             Duty::Source(s) => {
                 status.role = "source".into();
                 (status.open, status.nbd) = (s.open, s.nbd);
+                status.via = s.dialer.as_ref().map(|dialer| dialer.via.clone());
                 let region = u64::from(head.geometry.region);
                 s.engine.with(|source| {
                     let sync = source.sync_progress();

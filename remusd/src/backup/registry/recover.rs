@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use devices::mirror::Standby;
+
 use super::{Decline, Registry};
 use crate::backup::copy::{Whose, destroy_domain};
 use crate::backup::drill;
@@ -38,6 +40,10 @@ impl Registry {
                 (EventKind::Recovered, format!("the copy had been activated and runs as domain {}", domain.domid))
             } else {
                 destroy_domain(self.host.as_ref(), &whose).await;
+                let disks = Standby::new(&self.settings.disk_sockets, record.disks.clone());
+                for error in disks.release().await {
+                    tracing::error!(domain = record.name, "giving its disks free: {error}");
+                }
                 record.phase = Phase::Discarded;
                 let detail = "remusd had ended while it received this copy; what was left of it is destroyed";
                 (EventKind::Recovered, detail.to_owned())

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use devices::DeviceSet;
+use devices::mirror::DiskNews;
 use devices::netbuffer::NetEvent;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -116,6 +117,8 @@ pub struct Parts {
     pub self_acknowledging: bool,
     /// What the device layer saw.
     pub net_events: mpsc::Receiver<NetEvent>,
+    /// What happens to the mirrored disks.
+    pub disk_news: mpsc::Receiver<DiskNews>,
     /// Durable state.
     pub state: StateDir,
     /// The record kept there.

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use devices::mirror::DiskNews;
+use devices::mirror::service::DiskEvent;
 use devices::netbuffer::NetEvent;
 
 use super::super::machine::{Event, GuestEnd, State};
@@ -68,6 +70,7 @@ impl Driver {
                 },
                 call = next_call(&mut self.engine), if !self.engine_owed => self.on_engine(call).await,
                 Some(seen) = self.parts.net_events.recv() => self.on_net(seen),
+                Some(news) = self.parts.disk_news.recv() => self.on_disk(&news),
             };
             if let Some(event) = event {
                 return event;
@@ -178,6 +181,40 @@ impl Driver {
         }
     }
 
+    /// A disk that loses its copy ends the protection; before arming it is only waited for.
+    fn on_disk(&mut self, news: &DiskNews) -> Option<Event> {
+        let (disk, armed) = (&news.disk, self.parts.record.armed);
+        match &news.event {
+            DiskEvent::CutWanted {} if matches!(self.machine.state(), State::Idle(_)) && self.timer.is_some() => {
+                self.timer = Some(Instant::now());
+                None
+            }
+            DiskEvent::Disconnected { why } if armed => {
+                Some(Event::EpochFailed(format!("disk {disk} has lost its connection to its copy: {why}")))
+            }
+            DiskEvent::OutOfSync {} if armed => Some(Event::EpochFailed(format!(
+                "the copies of disk {disk} were found to differ; that is being repaired"
+            ))),
+            DiskEvent::Connected { peer, regions } => {
+                tracing::info!(domain = self.parts.domain.name, disk, peer, regions, "the disk has a session");
+                None
+            }
+            DiskEvent::Unreachable { why } => {
+                let text = format!("disk {disk} cannot reach its copy, and is protected only with it: {why}");
+                self.tell(EventKind::FirstCopyProgress, text);
+                None
+            }
+            DiskEvent::InSync {} => {
+                self.tell(EventKind::FirstCopyProgress, format!("the copies of disk {disk} are alike"));
+                None
+            }
+            other => {
+                tracing::debug!(domain = self.parts.domain.name, disk, ?other, "a disk's event");
+                None
+            }
+        }
+    }
+
     /// The guard resumes the guest from its own thread; this task learns of it here if the engine hangs.
     fn on_pause_deadline(&mut self) -> Option<Event> {
         let limit = self.parts.options.pause_deadline_ms;
@@ -262,6 +299,10 @@ impl Driver {
         match call {
             HelperCall::Suspend => {
                 self.engine_owed = true;
+                if self.machine.is_unarmed() {
+                    let ready = self.parts.devices.is_ready().await;
+                    self.machine.devices_are_ready(ready);
+                }
                 Some(Event::EngineSuspend)
             }
             HelperCall::Postcopy => {

@@ -22,6 +22,13 @@ pub enum Command {
     DirtyInfo,
     /// `verify`: checks the dirtier's memory; answers [`Verdict`].
     Verify,
+    /// `disk start DEVICE RECORDS_PER_SEC`: clears the device and starts the disk writer, or changes its rate (0 stands
+    /// still); answers [`DiskInfo`].
+    DiskStart(DiskSpec),
+    /// `disk read`: how far the disk writer is; answers [`DiskInfo`].
+    DiskRead,
+    /// `disk verify`: reads all records back; answers [`DiskInfo`].
+    DiskVerify,
     /// `stall start MS`: starts the stall meter; answers [`StallReport`].
     StallStart {
         /// Shortest gap that counts, in milliseconds.
@@ -66,6 +73,30 @@ pub struct DirtySpec {
     pub mem_mb: usize,
 }
 
+/// What the disk writer shall do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskSpec {
+    /// Path of the block device. All of it is overwritten.
+    pub device: String,
+    /// Records per second, up to 10,000.
+    pub rate: u64,
+}
+
+/// State of the disk writer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskInfo {
+    /// Number of the newest record that is complete: written and flushed. Records begin at 1.
+    pub completed: u64,
+    /// Records that the device holds; older ones are overwritten.
+    pub slots: u64,
+    /// Records per second.
+    pub rate: u64,
+    /// Errors, and blocks that did not hold what they must, since it was started.
+    pub failed: u64,
+    /// The first of them, in words.
+    pub complaints: Vec<String>,
+}
+
 /// In which order pages are dirtied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -106,6 +137,9 @@ impl fmt::Display for Command {
             }
             Self::DirtyInfo => f.write_str("dirty"),
             Self::Verify => f.write_str("verify"),
+            Self::DiskStart(d) => write!(f, "disk start {} {}", d.device, d.rate),
+            Self::DiskRead => f.write_str("disk read"),
+            Self::DiskVerify => f.write_str("disk verify"),
             Self::StallStart { threshold_ms } => write!(f, "stall start {threshold_ms}"),
             Self::StallRead { reset: false } => f.write_str("stall read"),
             Self::StallRead { reset: true } => f.write_str("stall read reset"),
@@ -136,6 +170,16 @@ impl FromStr for Command {
                 dirty_spec(rest).ok_or_else(|| bad("dirty PAGES_PER_SEC BYTES_PER_PAGE(64..=4096) seq|rand MEM_MB"))?,
             ),
             ["verify"] => Self::Verify,
+            ["disk", "start", device, rate] if device.starts_with('/') => Self::DiskStart(DiskSpec {
+                device: (*device).to_owned(),
+                rate: rate
+                    .parse()
+                    .ok()
+                    .filter(|rate| *rate <= 10_000)
+                    .ok_or_else(|| bad("disk start DEVICE RATE (0..=10000)"))?,
+            }),
+            ["disk", "read"] => Self::DiskRead,
+            ["disk", "verify"] => Self::DiskVerify,
             ["stall", "start", ms] => {
                 let threshold_ms: f64 = ms
                     .parse()
@@ -158,7 +202,7 @@ impl FromStr for Command {
             ["reboot"] => Self::Reboot,
             ["crash"] => Self::Crash,
             _ => {
-                return Err(bad("hello, mem, dirty, verify, stall, work, beacon, poweroff, reboot or crash"));
+                return Err(bad("hello, mem, dirty, verify, disk, stall, work, beacon, poweroff, reboot or crash"));
             }
         })
     }
@@ -337,6 +381,9 @@ mod tests {
             Command::Dirty(spec),
             Command::DirtyInfo,
             Command::Verify,
+            Command::DiskStart(DiskSpec { device: "/dev/xvda".into(), rate: 50 }),
+            Command::DiskRead,
+            Command::DiskVerify,
             Command::StallStart { threshold_ms: 2.5 },
             Command::StallRead { reset: false },
             Command::StallRead { reset: true },
@@ -370,6 +417,8 @@ mod tests {
             "beacon 1.2.3 5 5",
             "beacon ::1 70000 5",
             "beacon ::1 7000 inf",
+            "disk start xvda 5",
+            "disk start /dev/xvda -1",
             "format c:",
         ] {
             assert!(bad.parse::<Command>().is_err(), "{bad:?}");

@@ -5,8 +5,8 @@ mod control;
 mod lines;
 
 pub use control::{
-    BadPage, BeaconInfo, BeaconSpec, Command, DirtyInfo, DirtySpec, Hello, Mem, Order, Reply, Stall, StallReport,
-    Verdict, WorkInfo,
+    BadPage, BeaconInfo, BeaconSpec, Command, DirtyInfo, DirtySpec, DiskInfo, DiskSpec, Hello, Mem, Order, Reply,
+    Stall, StallReport, Verdict, WorkInfo,
 };
 pub use lines::{CounterLine, Datagram, MAX_PAYLOAD, Rate};
 

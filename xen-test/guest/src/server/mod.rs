@@ -14,6 +14,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::load::dirty::Dirtier;
+use crate::load::disk::DiskWriter;
 use crate::load::stall::StallMeter;
 use crate::load::work::Work;
 use crate::protocol::{Mem, Ports};
@@ -33,6 +34,7 @@ pub enum End {
 pub(crate) struct Guest {
     pub(crate) id: String,
     pub(crate) dirtier: Dirtier,
+    pub(crate) disk: DiskWriter,
     pub(crate) stalls: StallMeter,
     pub(crate) work: Work,
     pub(crate) beacons: beacon::Beacons,
@@ -57,6 +59,7 @@ impl Servers {
         let guest = Arc::new(Guest {
             id: instance_id(),
             dirtier: Dirtier::start()?,
+            disk: DiskWriter::default(),
             stalls: StallMeter::default(),
             work: Work::default(),
             beacons: beacon::Beacons::default(),

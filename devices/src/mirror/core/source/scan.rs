@@ -50,6 +50,8 @@ pub struct VerifyResult {
 struct Unit {
     extent: Extent,
     region: u32,
+    /// The pass over its region that it belongs to.
+    pass: u64,
     verify: bool,
     copy: bool,
     ticket: Option<Ticket>,
@@ -77,8 +79,10 @@ pub(super) struct Scans {
     next_unit: UnitId,
     units: HashMap<UnitId, Unit>,
     sync: Walk,
-    /// Units to go of the regions being synchronised.
-    left: HashMap<u32, u32>,
+    /// Passes over regions begun so far.
+    passes: u64,
+    /// Of the regions being synchronised: the newest pass, and its units to go.
+    left: HashMap<u32, (u64, u32)>,
     differ: u32,
     progress: ScanProgress,
     verify: Option<Verify>,
@@ -101,7 +105,8 @@ impl Source {
             let unit = self.scans.next_unit;
             self.scans.next_unit += 1;
             let copy = !verify && self.scans.differ >= DIFFER && !unit.is_multiple_of(PROBE);
-            self.scans.units.insert(unit, Unit { extent, region, verify, copy, ticket: None, stale: false });
+            let pass = self.scans.left.get(&region).map_or(0, |(pass, _)| *pass);
+            self.scans.units.insert(unit, Unit { extent, region, pass, verify, copy, ticket: None, stale: false });
             self.lock_unit(unit);
         }
         if self.scans.units.is_empty() {
@@ -116,7 +121,8 @@ impl Source {
                 self.marks.begin_sync(region);
                 let mut units: Vec<_> = self.geometry.units_of(region).map(|unit| (region, unit)).collect();
                 units.reverse();
-                self.scans.left.insert(region, units.len() as u32);
+                self.scans.passes += 1;
+                self.scans.left.insert(region, (self.scans.passes, units.len() as u32));
                 self.scans.sync = Walk { next_region: region + 1, units };
             }
         }
@@ -243,7 +249,10 @@ impl Source {
             self.verify_over();
             return;
         }
-        let Some(left) = self.scans.left.get_mut(&unit.region) else { return };
+        // A region that was marked anew is gone over anew: the end of an older pass says nothing about the newest.
+        let Some((_, left)) = self.scans.left.get_mut(&unit.region).filter(|(pass, _)| *pass == unit.pass) else {
+            return;
+        };
         *left -= 1;
         if *left == 0 {
             self.scans.left.remove(&unit.region);

@@ -50,6 +50,9 @@ pub enum SessionError {
     /// One is running.
     #[error("a verify job is running already")]
     Busy,
+    /// Batches would be applied as they come, and no epoch of them activated.
+    #[error("the disk's session is not armed: it was connected anew since; protect the guest again")]
+    NotArmed,
     /// The number does not grow.
     #[error("epoch {0} is not newer than the last one that was closed")]
     OldEpoch(u64),
@@ -253,6 +256,12 @@ impl Source {
     pub fn is_in_sync(&self) -> bool {
         let told = self.session.as_ref().is_some_and(|s| s.synced_in.is_some_and(|batch| batch <= s.applied));
         told && self.marks.unsynced() == 0
+    }
+
+    /// Whether batches are bound to epochs.
+    #[must_use]
+    pub fn is_armed(&self) -> bool {
+        self.session.as_ref().is_some_and(|s| s.armed)
     }
 
     /// Bytes on their way, and bytes per second that the peer applies, with a session.

@@ -1,0 +1,167 @@
+//! A guest with a mirrored disk, set up with the commands that an administrator has.
+
+use anyhow::{Context, Result, ensure};
+use devices::mirror::service::Status;
+use xen_test_guest::protocol::{DiskInfo, DiskSpec};
+use xen_test_guest::xl::{GuestSpec, Kind};
+
+use super::{Guest, PATIENCE, start_daemons};
+use crate::client::{Control, CounterClient};
+use crate::host::Host;
+use crate::pair::Pair;
+use crate::wait::wait_until;
+
+/// The disk's name on both hosts.
+pub const DISK: &str = "d0";
+/// Where it lives.
+pub const BACKING: &str = "/var/lib/remus/d0.img";
+/// Its size in MiB.
+const SIZE_MB: u32 = 48;
+/// Records per second of the guest's writer. Emulated hosts do a few hundred at most.
+const RATE: u64 = 40;
+
+/// A PVH guest with a mirrored disk, which it writes and checks all the time, and a client that counts.
+pub struct WithDisk<'p> {
+    /// The guest.
+    pub guest: Guest<'p>,
+    /// The client.
+    pub client: CounterClient,
+    pair: &'p Pair,
+}
+
+/// Makes the disk's service run on a host; on the one that has the contents, or as the copy.
+pub fn create(host: &Host, source: bool) -> Result<()> {
+    let peer = if host.name() == "a" { "hostb" } else { "hosta" };
+    // Plain TCP leads to the disk's service, as port 7788 does to the daemon: emulated ciphers are slow.
+    // Pages that stay mapped in dom0 are written behind the log of dirty pages (docs/disks.md).
+    host.sh("echo 0 >/sys/module/xen_blkback/parameters/feature_persistent")?;
+    host.sh(&format!("mkdir -p /var/lib/remus && truncate -s {SIZE_MB}M {BACKING}"))?;
+    listen(host)?;
+    let role = if source { "--source" } else { "" };
+    host.sh(&format!(
+        "remus disk create {DISK} {BACKING} --nbd 0 --capacity 32 --via 'exec socat -b 262144 - TCP:{peer}:7789' {role}"
+    ))?;
+    Ok(())
+}
+
+fn listen(host: &Host) -> Result<()> {
+    host.sh(&format!(
+        "setsid socat -b 262144 TCP-LISTEN:7789,reuseaddr,fork UNIX-CONNECT:/run/remus/disk/{DISK}.peer >/dev/null 2>&1 </dev/null &"
+    ))
+    .map(drop)
+}
+
+/// Starts the disk's service again, as the unit does: after a boot of the host, or after it was killed.
+pub fn serve(host: &Host) -> Result<()> {
+    host.sh("pgrep -f TCP-LISTEN:7789 >/dev/null").map(drop).or_else(|_| listen(host))?;
+    host.sh(&format!(
+        ". /etc/remus/disk/{DISK}.env; mkdir -p /var/log/remus; \
+         setsid --fork remus-disk serve {DISK} --backing \"$BACKING\" --meta \"$META\" --nbd \"$NBD\" --via \"$VIA\" \
+         --capacity \"$CAPACITY\" >>/var/log/remus/disk-{DISK}.log 2>&1 </dev/null"
+    ))?;
+    wait_until(PATIENCE, "the disk's service answers", || {
+        Ok(host.run(&format!("remus disk status {DISK}"))?.ok().then_some(()))
+    })
+}
+
+/// kill -9 of the disk's service.
+pub fn kill(host: &Host) -> Result<()> {
+    host.sh("kill -9 $(pgrep -x remus-disk)").map(drop)
+}
+
+/// How the disk is on a host.
+pub fn disk(host: &Host) -> Result<Status> {
+    let text = host.sh(&format!("remus --json disk status {DISK}"))?;
+    let mut rows: Vec<Status> = serde_json::from_str(&text).with_context(|| format!("remus disk status: {text}"))?;
+    rows.pop().context("one row")
+}
+
+/// Waits until the disk is as wanted.
+pub fn wait_disk(host: &Host, what: &str, is: impl Fn(&Status) -> bool) -> Result<Status> {
+    wait_until(PATIENCE, &format!("disk of host {}: {what}", host.name()), || {
+        Ok(Some(disk(host)?).filter(|status| is(status)))
+    })
+}
+
+impl<'p> WithDisk<'p> {
+    /// Starts daemons and disk services, makes the guest on host a, and lets it write.
+    pub fn start(pair: &'p Pair) -> Result<Self> {
+        start_daemons(pair)?;
+        create(pair.b(), false)?;
+        create(pair.a(), true)?;
+        // A later power loss takes back what was not synced of the hosts' own files.
+        pair.each(|host| host.sh("sync").map(drop))?;
+        let disks = vec![format!("phy:/dev/remus/{DISK},xvda,w")];
+        let guest = Guest::create(pair, pair.a(), GuestSpec { disks, ..GuestSpec::new(Kind::Pvh) })?;
+        let client = guest.counter(20.0)?;
+        guest.dirty(100, 64, 8)?;
+        let spec = DiskSpec { device: "/dev/xvda".into(), rate: RATE };
+        guest.ask(move |c| c.disk_start(spec))?;
+        Ok(Self { guest, client, pair })
+    }
+
+    /// How far the guest's writer is. Fails if the guest has ever found its disk other than it left it.
+    pub fn written(&self) -> Result<DiskInfo> {
+        sound(self.guest.ask(Control::disk_read)?)
+    }
+
+    /// Has the guest read back all that it wrote.
+    pub fn check(&self) -> Result<DiskInfo> {
+        sound(self.guest.ask(Control::disk_verify)?)
+    }
+
+    /// Waits until so many records more are complete.
+    pub fn writes(&self, more: u64) -> Result<DiskInfo> {
+        let from = self.written()?.completed;
+        wait_until(PATIENCE, &format!("{more} more records on the guest's disk"), || {
+            Ok(Some(self.written()?).filter(|info| info.completed >= from + more))
+        })
+    }
+
+    /// Has the guest stand still with its disk, or go on.
+    pub fn rate(&self, rate: u64) -> Result<DiskInfo> {
+        let spec = DiskSpec { device: "/dev/xvda".into(), rate };
+        sound(self.guest.ask(move |c| c.disk_start(spec))?)
+    }
+
+    /// At the usual rate.
+    pub fn go_on(&self) -> Result<()> {
+        self.rate(RATE).map(drop)
+    }
+
+    /// Fails unless connection, memory and disk of the guest are whole and all three go on.
+    pub fn goes_on(&self) -> Result<()> {
+        let from = self.client.last().context("the counter never came")?.line.n;
+        ensure!(
+            self.client.wait_for(from + 40, PATIENCE).is_some(),
+            "the counter stands at {from}; the connection ended: {:?}",
+            self.client.ended()
+        );
+        let report = self.client.report();
+        ensure!(report.ended.is_none(), "the connection ended: {:?}", report.ended);
+        ensure!(report.gaps == 0 && report.regressions == 0, "the counter was not whole: {report:?}");
+        self.guest.is_the_same()?;
+        self.guest.verify()?;
+        self.check()?;
+        self.writes(20)?;
+        self.check().map(drop)
+    }
+
+    /// Fails unless both hosts' backing files hold the same bytes. Nothing must be writing.
+    pub fn alike(&self) -> Result<()> {
+        let sum = |host: &Host| host.sh(&format!("sync; sha256sum < {BACKING}"));
+        let (a, b) = (sum(self.pair.a())?, sum(self.pair.b())?);
+        ensure!(a == b, "the disks differ: {a} on host a, {b} on host b");
+        Ok(())
+    }
+
+    /// Waits until the source on this host has nothing left to send, and nothing is under way.
+    pub fn settled(&self, host: &Host) -> Result<()> {
+        wait_disk(host, "the copy has all of it", |s| s.connected && s.in_sync && s.dirty == 0).map(drop)
+    }
+}
+
+fn sound(info: DiskInfo) -> Result<DiskInfo> {
+    ensure!(info.failed == 0, "the guest found its disk wrong {} times: {:?}", info.failed, info.complaints);
+    Ok(info)
+}

@@ -1,0 +1,99 @@
+//! The backup goes and comes back, and the old primary does: only what differs is sent, and nothing counts as protected before.
+
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use remusd::api::Role;
+use remusd::ops::EventKind;
+
+use super::{Ctx, Scenario};
+use crate::host::Snapshot;
+use crate::protection::disks::{WithDisk, disk, serve, wait_disk};
+use crate::protection::{PATIENCE, fail_over, protect, row, start_daemon, wait_epochs, wait_event};
+use crate::wait::wait_until;
+
+pub(super) const RESYNC: Scenario = Scenario {
+    name: "disk-resync",
+    about: "the backup loses power and comes back: the disk is brought up to date by what differs, and the guest protected only then",
+    hosts: 2,
+    start: Snapshot::Ready,
+    run: resync,
+};
+
+pub(super) const BACK: Scenario = Scenario {
+    name: "disk-fail-back",
+    about: "failover, the old primary returns, its divergent disk is brought up to date, and the guest fails back",
+    hosts: 2,
+    start: Snapshot::Ready,
+    run: back,
+};
+
+fn resync(ctx: &mut Ctx<'_>) -> Result<()> {
+    let pair = ctx.pair();
+    let guest = WithDisk::start(pair)?;
+    protect(pair.a(), "guest", "")?;
+    wait_epochs(pair.a(), "guest", 4)?;
+    pair.b().power_off();
+    let event = wait_event(pair.a(), "guest", EventKind::Unprotected)?;
+    ctx.note(&format!("the backup is gone: {}", event.detail));
+    guest.goes_on()?;
+    let alone = wait_disk(pair.a(), "notices that its copy is gone", |s| !s.connected)?;
+    ensure!(alone.marked > 0, "the guest has written and nothing is marked: {alone:?}");
+    guest.writes(50)?;
+    pair.b().boot()?;
+    start_daemon(pair.b())?;
+    // Without the disk's service there: refused, with the reason, and the guest runs on.
+    let refused = protect(pair.a(), "guest", "").map_or_else(|e| e.to_string(), |()| "it was not refused".into());
+    ensure!(refused.contains("remus-disk@d0"), "protecting with no disk service there: {refused}");
+    ctx.note(&format!("refused: {refused}"));
+    serve(pair.b())?;
+    wait_until(PATIENCE, "the guest is not called protected", || {
+        Ok(row(pair.a(), "guest", Role::Primary)?.is_none_or(|r| !r.protected).then_some(()))
+    })?;
+    protect(pair.a(), "guest", "")?;
+    let now = disk(pair.a())?;
+    ensure!(now.connected && now.in_sync, "protected, and the disk's copies are not alike: {now:?}");
+    ctx.note(&format!(
+        "of {} MiB, {} MiB were to be compared, {} KiB sent",
+        now.size >> 20,
+        now.sync_total >> 20,
+        now.sync_copied >> 10
+    ));
+    wait_epochs(pair.a(), "guest", 4)?;
+    guest.goes_on()?;
+    pair.a().sh("remus unprotect guest")?;
+    guest.rate(0)?;
+    guest.settled(pair.a())?;
+    guest.alike()
+}
+
+fn back(ctx: &mut Ctx<'_>) -> Result<()> {
+    let pair = ctx.pair();
+    let (a, b) = (pair.a(), pair.b());
+    let guest = WithDisk::start(pair)?;
+    protect(a, "guest", "")?;
+    wait_epochs(a, "guest", 5)?;
+    let known = guest.written()?.completed;
+    a.power_off();
+    fail_over(b, &guest.guest, &guest.client, Instant::now())?;
+    ensure!(guest.check()?.completed >= known, "{known} records were complete before");
+    guest.writes(30)?;
+    ctx.note("the guest lives on host b; host a returns");
+    a.boot()?;
+    serve(a)?;
+    let old = disk(a)?;
+    ensure!(old.role == "source" && !old.open, "a disk that nobody has opened is open: {old:?}");
+    start_daemon(a)?;
+    // It learns from the other host that it has lost, and its disk is a copy from then on.
+    wait_disk(a, "gives its disk free", |s| s.role == "target")?;
+    protect(b, "guest", "")?;
+    wait_epochs(b, "guest", 4)?;
+    guest.goes_on()?;
+    let known = guest.written()?.completed;
+    ctx.note(&format!("protected the other way round with {known} records; host b loses its power"));
+    b.power_off();
+    // The event log of host a begins anew with its boot.
+    fail_over(a, &guest.guest, &guest.client, Instant::now())?;
+    ensure!(guest.check()?.completed >= known, "{known} records were complete before");
+    guest.goes_on()
+}
