@@ -86,7 +86,8 @@ fn refused(ctx: &Ctx<'_>, b: &Host) -> Result<()> {
         memory_mb: u32::try_from(free.saturating_sub(80))?,
         ..GuestSpec::new(Kind::Pvh)
     };
-    let create = format!("{} -p", spec.create_command());
+    // xl takes options before the file only.
+    let create = spec.create_command().replacen("xl create", "xl create -p", 1);
     let made = b.run(&create)?;
     ensure!(made.ok(), "{create}: {}{}", made.stdout, made.stderr);
     let output = b.run("remus drill guest")?;
