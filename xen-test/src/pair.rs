@@ -2,15 +2,19 @@
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 
 use crate::host::{Agent, Host, Machine, MachineOptions, Snapshot};
 use crate::net::{Links, NetNs, Party};
 use crate::run::{Record, RunDir, start_time};
+use crate::wait::wait_until;
 use crate::witness::Etcd;
 use crate::{image, progress};
+
+/// Longest search for a moment at which a snapshot can be taken.
+const PAUSE_LIMIT: Duration = Duration::from_secs(60);
 
 /// What to boot.
 #[derive(Debug, Clone)]
@@ -98,12 +102,26 @@ impl Pair {
         // Guests and pushed files are in the page cache: the disk has to be whole by itself for a
         // later boot from it.
         self.each(|host| host.sh("sync").map(drop))?;
-        self.each(|host| host.machine().pause())?;
+        self.pause_outside_guests()?;
         keep()?;
         self.each(|host| host.machine().save(snapshot))?;
         self.each(|host| host.machine().go())?;
         progress!("snapshots '{}' taken in {:.1} s", snapshot.name(), start.elapsed().as_secs_f32());
         Ok(())
+    }
+
+    /// Pauses all hosts at a moment at which none of them is inside of a guest.
+    fn pause_outside_guests(&self) -> Result<()> {
+        wait_until(PAUSE_LIMIT, "a moment at which every host is halted", || {
+            self.each(|host| host.machine().pause())?;
+            for host in &self.hosts {
+                if !host.machine().is_halted()? {
+                    self.each(|host| host.machine().go())?;
+                    return Ok(None);
+                }
+            }
+            Ok(Some(()))
+        })
     }
 
     /// The hosts, `a` first.
