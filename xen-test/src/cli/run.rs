@@ -19,5 +19,5 @@ pub fn run(patterns: &[String], with_project: bool) -> Result<ExitCode> {
     };
     let tally = interruptible(move || scenario::run(&scenarios, &options, with_project))?;
     println!("{tally}");
-    Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if tally.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

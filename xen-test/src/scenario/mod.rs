@@ -107,8 +107,7 @@ pub const SCENARIOS: &[Scenario] = &[
 
 /// Scenarios that are written but that no run has shown to pass yet: skipped, and counted as such, unless `XEN_TEST_UNSHOWN` is set.
 /// A name leaves this list with the run that shows it.
-pub const UNSHOWN: &[&str] =
-    &["safety-drill", "disk-resync", "disk-fail-back", "disk-kill-daemon", "disk-kill-service"];
+pub const UNSHOWN: &[&str] = &["disk-resync", "disk-fail-back", "disk-kill-daemon", "disk-kill-service"];
 
 /// What a scenario works with.
 #[derive(Debug)]

@@ -18,19 +18,19 @@ use crate::{prepare, progress};
 const SCENARIO_LIMIT: Duration = Duration::from_secs(15 * 60);
 
 /// How a set of scenarios went.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Tally {
     /// Ran to their end without an error.
     pub passed: usize,
-    /// Failed, or could not be run.
-    pub failed: usize,
+    /// Failed, or could not be run: each with its reason.
+    pub failed: Vec<(&'static str, String)>,
     /// Said themselves that they cannot run here.
     pub skipped: usize,
 }
 
 impl std::fmt::Display for Tally {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped)
+        write!(f, "{} passed, {} failed, {} skipped", self.passed, self.failed.len(), self.skipped)
     }
 }
 
@@ -60,20 +60,15 @@ pub fn run(scenarios: &[Scenario], options: &BootOptions, with_project: bool) ->
             Some(booted) => booted,
             None => boot(options, with_project)?,
         };
-        if let Err(error) = ready.ensure(scenario.start) {
-            tally.failed += 1;
-            progress!("{}: FAILED: what it starts from cannot be made: {error:#}", scenario.name);
-            let logs = ready.logs().join(scenario.name);
-            std::fs::create_dir_all(&logs)?;
-            report::failure(&ready, &logs);
-            pair = Some(ready);
-            continue;
-        }
-        let ready = reset_or_boot(ready, scenario.start, options, with_project)?;
-        let start = Instant::now();
+        let made = ready.ensure(scenario.start);
+        let ready = if made.is_ok() { reset_or_boot(ready, scenario.start, options, with_project)? } else { ready };
         let logs = ready.logs().join(scenario.name);
         std::fs::create_dir_all(&logs)?;
-        let outcome = run_one(scenario, &ready, &logs);
+        let start = Instant::now();
+        let outcome = match made {
+            Ok(()) => run_one(scenario, &ready, &logs),
+            Err(error) => Outcome::Failed(error.context("what it starts from cannot be made")),
+        };
         let took = start.elapsed().as_secs_f32();
         match outcome {
             Outcome::Passed => {
@@ -85,19 +80,24 @@ pub fn run(scenarios: &[Scenario], options: &BootOptions, with_project: bool) ->
                 progress!("{}: skipped: {reason}", scenario.name);
             }
             Outcome::Failed(error) => {
-                tally.failed += 1;
                 progress!("{}: FAILED after {took:.1} s: {error:#}", scenario.name);
+                tally.failed.push((scenario.name, format!("{error:#}")));
                 report::failure(&ready, &logs);
             }
             Outcome::Hung => {
-                tally.failed += scenarios.len() - index;
                 progress!("{}: FAILED: still running after {took:.0} s", scenario.name);
                 report::failure(&ready, &logs);
-                progress!("{} scenarios after it were not run", scenarios.len() - index - 1);
+                tally.failed.push((scenario.name, format!("still running after {took:.0} s")));
+                let rest = scenarios[index + 1..].iter().map(|next| (next.name, "not run after that".to_owned()));
+                tally.failed.extend(rest);
                 break;
             }
         }
         pair = Some(ready);
+    }
+    // Once more where it is found: a long run's log is often cut to its end.
+    for (name, reason) in &tally.failed {
+        progress!("failed: {name}: {reason}");
     }
     Ok(tally)
 }
