@@ -204,7 +204,7 @@ impl Pair {
         self.reset(before)?;
         let witness =
             crate::protection::make(self, snapshot).with_context(|| format!("making '{}'", snapshot.name()))?;
-        self.snapshot_with(snapshot, || witness.map_or(Ok(()), |mut etcd| etcd.keep().map(drop)))
+        self.snapshot_with(snapshot, || witness.map_or(Ok(()), |mut etcd| etcd.keep()))
     }
 
     /// Whether all hosts have this snapshot.
@@ -217,9 +217,9 @@ impl Pair {
         self.lock(&self.untouched).take()
     }
 
-    /// Whether the pair is as in this snapshot.
-    pub fn is(&self, snapshot: Snapshot) -> bool {
-        *self.lock(&self.untouched) == Some(snapshot)
+    /// Whether the pair is still as in this snapshot after a reset; if so, takes note that somebody uses it.
+    pub fn take_if(&self, snapshot: Snapshot) -> bool {
+        self.lock(&self.untouched).take_if(|now| *now == snapshot).is_some()
     }
 
     /// The witness of [`Snapshot::Armed`], which runs since the reset. Once.

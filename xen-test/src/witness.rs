@@ -91,20 +91,10 @@ impl Etcd {
         self.run()
     }
 
-    /// Keeps a copy of the data as they are now. It is stopped meanwhile.
-    pub fn keep(&mut self) -> Result<PathBuf> {
+    /// Ends it, and keeps its data for [`Etcd::start_as_kept`].
+    pub fn keep(&mut self) -> Result<()> {
         self.stop();
-        let kept = self.kept();
-        copy(&self.dir, &kept)?;
-        self.run()?;
-        Ok(kept)
-    }
-
-    /// Goes back to data that were [kept](Etcd::keep), as a restore from a backup does.
-    pub fn roll_back(&mut self, kept: &std::path::Path) -> Result<()> {
-        self.stop();
-        copy(kept, &self.dir)?;
-        self.run()
+        copy(&self.dir, &self.kept())
     }
 
     /// Stops its process from running, or lets it run again; connections stay open meanwhile.

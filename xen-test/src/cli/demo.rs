@@ -11,7 +11,7 @@ use xen_test_guest::xl::{GuestSpec, Kind};
 use super::interrupt::interruptible;
 use crate::host::MachineOptions;
 use crate::pair::{BootOptions, Pair};
-use crate::protection::{Carrier, Guest, fail_over, protect_over, row, start_daemons, wait_epochs};
+use crate::protection::{Carrier, Guest, Protected, fail_over, protect_over, row, start_daemons, wait_epochs};
 use crate::{prepare, progress};
 
 /// Options of `xen-test demo`.
@@ -65,11 +65,9 @@ fn write(path: &Path, figures: &Figures) -> Result<()> {
 fn story(pair: &Pair) -> Result<Figures> {
     start_daemons(pair)?;
     progress!("host A starts a guest; a client outside both hosts opens a TCP connection to it");
-    let guest = Guest::create(pair, pair.a(), GuestSpec::new(Kind::Pvh))?;
-    let client = guest.counter(20.0)?;
-    guest.dirty(100, 64, 8)?;
+    let Protected { guest, client } = Protected::of(Guest::create(pair, pair.a(), GuestSpec::new(Kind::Pvh))?)?;
     progress!("remus protect guest hostb: first copy to host B");
-    protect_over(Carrier::Ssh, pair.a(), "guest", "")?;
+    protect_over(Carrier::Usual, pair.a(), "guest", "")?;
     println!("{}", pair.a().sh("remus status")?);
     progress!("protected; a few seconds of checkpoints");
     wait_epochs(pair.a(), "guest", 10)?;

@@ -83,14 +83,14 @@ impl Host {
 
     /// Puts the host back to a snapshot, whatever state it is in, with the right time.
     pub fn reset(&self, to: Snapshot) -> Result<()> {
+        self.power_off();
         self.load(to)?;
         self.machine().go()?;
         self.wake()
     }
 
-    /// First half of [`Host::reset`]: as in the snapshot, but standing still.
+    /// First half of [`Host::reset`], of a host that is off: as in the snapshot, but standing still.
     pub fn load(&self, from: Snapshot) -> Result<()> {
-        self.power_off();
         let mut machine = self.machine();
         machine.power_on(Some(from))?;
         machine.wait_loaded()
@@ -162,6 +162,14 @@ impl Host {
             bail!("host {}: no process matches '{pattern}'", self.name);
         }
         Ok(())
+    }
+
+    /// `kill -9` of every process in the dom0 that runs this program (its name, at most 15 bytes of it).
+    ///
+    /// # Errors
+    /// No process runs it.
+    pub fn kill9_program(&self, name: &str) -> Result<()> {
+        self.sh(&format!("kill -9 $(pgrep -x {})", quote(name))).map(drop)
     }
 
     /// `kill -9` of one process in the dom0.

@@ -314,9 +314,7 @@ impl Machine {
     /// Whether all virtual CPUs of the machine, which is [paused](Machine::pause), stand at a halt instruction. Xen halts outside of its
     /// guests; QEMU cannot load a state that was saved inside one ("vCPU set in guest-mode inconsistent with ... nested state").
     pub fn is_halted(&self) -> Result<bool> {
-        let asked = serde_json::json!({ "command-line": "info registers -a" });
-        let text = Qmp::connect(&self.monitor(), QMP_LIMIT)?.call("human-monitor-command", &asked)?;
-        let text = text.as_str().context("QEMU shows no registers")?;
+        let text = Qmp::connect(&self.monitor(), QMP_LIMIT)?.ask("info registers -a")?;
         ensure!(text.contains("HLT="), "QEMU shows no halt state: {text}");
         Ok(!text.contains("HLT=0"))
     }

@@ -43,12 +43,17 @@ impl Qmp {
         }
     }
 
+    /// Runs a command of the human monitor and returns the text it answers.
+    pub fn ask(&mut self, line: &str) -> Result<String> {
+        let answer = self.call("human-monitor-command", &json!({"command-line": line}))?;
+        Ok(answer.as_str().with_context(|| format!("QEMU on '{line}': no text"))?.trim().to_owned())
+    }
+
     /// Runs a command of the human monitor; any text it answers is an error.
     pub fn human(&mut self, line: &str) -> Result<()> {
-        let answer = self.call("human-monitor-command", &json!({"command-line": line}))?;
-        match answer.as_str().map(str::trim) {
-            Some("") => Ok(()),
-            said => bail!("QEMU on '{line}': {}", said.unwrap_or("no text")),
+        match self.ask(line)?.as_str() {
+            "" => Ok(()),
+            said => bail!("QEMU on '{line}': {said}"),
         }
     }
 

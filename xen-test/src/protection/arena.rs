@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use remusd::witness::{Record, RecordState};
 
-use super::{Guest, PATIENCE, Protected, no_copy, protect, wait_epochs};
+use super::{PATIENCE, Protected, no_copy, protect, wait_epochs};
 use crate::client::{Speakers, Turn};
 use crate::host::{Host, Snapshot};
 use crate::net::Party;
@@ -27,12 +27,9 @@ pub struct Arena<'p> {
 impl<'p> Arena<'p> {
     /// A witness, and a guest protected with it, after a few armed epochs. From [`Snapshot::Armed`] they are those that are there.
     pub fn start(pair: &'p Pair, more: &str) -> Result<Self> {
-        let there = more.is_empty() && pair.is(Snapshot::Armed);
+        let there = more.is_empty() && pair.take_if(Snapshot::Armed);
         let (etcd, protected) = if there {
-            pair.take();
-            let guest = Guest::of_snapshot(pair)?;
-            let client = guest.counter(20.0)?;
-            (pair.take_witness().context("the snapshot's witness has been taken")?, Protected { guest, client })
+            (pair.take_witness().context("the snapshot's witness has been taken")?, Protected::of_snapshot(pair)?)
         } else {
             (Etcd::start(pair)?, Protected::make(pair)?)
         };

@@ -5,8 +5,8 @@ use devices::mirror::service::Status;
 use xen_test_guest::protocol::{DiskInfo, DiskSpec};
 use xen_test_guest::xl::{GuestSpec, Kind};
 
-use super::{Guest, PATIENCE, start_daemons};
-use crate::client::{Control, CounterClient};
+use super::{Guest, PATIENCE, Protected, start_daemons};
+use crate::client::Control;
 use crate::host::Host;
 use crate::pair::Pair;
 use crate::wait::wait_until;
@@ -22,10 +22,8 @@ const RATE: u64 = 40;
 
 /// A PVH guest with a mirrored disk, which it writes and checks all the time, and a client that counts.
 pub struct WithDisk<'p> {
-    /// The guest.
-    pub guest: Guest<'p>,
-    /// The client.
-    pub client: CounterClient,
+    /// Guest and client.
+    pub protected: Protected<'p>,
     pair: &'p Pair,
 }
 
@@ -64,11 +62,6 @@ pub fn serve(host: &Host) -> Result<()> {
     })
 }
 
-/// kill -9 of the disk's service.
-pub fn kill(host: &Host) -> Result<()> {
-    host.sh("kill -9 $(pgrep -x remus-disk)").map(drop)
-}
-
 /// How the disk is on a host.
 pub fn disk(host: &Host) -> Result<Status> {
     let text = host.sh(&format!("remus --json disk status {DISK}"))?;
@@ -93,21 +86,19 @@ impl<'p> WithDisk<'p> {
         pair.each(|host| host.sh("sync").map(drop))?;
         let disks = vec![format!("phy:/dev/remus/{DISK},xvda,w")];
         let guest = Guest::create(pair, pair.a(), GuestSpec { disks, ..GuestSpec::new(Kind::Pvh) })?;
-        let client = guest.counter(20.0)?;
-        guest.dirty(100, 64, 8)?;
-        let spec = DiskSpec { device: "/dev/xvda".into(), rate: RATE };
-        guest.ask(move |c| c.disk_start(spec))?;
-        Ok(Self { guest, client, pair })
+        let made = Self { protected: Protected::of(guest)?, pair };
+        made.go_on()?;
+        Ok(made)
     }
 
     /// How far the guest's writer is. Fails if the guest has ever found its disk other than it left it.
     pub fn written(&self) -> Result<DiskInfo> {
-        sound(self.guest.ask(Control::disk_read)?)
+        sound(self.protected.guest.ask(Control::disk_read)?)
     }
 
     /// Has the guest read back all that it wrote.
     pub fn check(&self) -> Result<DiskInfo> {
-        sound(self.guest.ask(Control::disk_verify)?)
+        sound(self.protected.guest.ask(Control::disk_verify)?)
     }
 
     /// Waits until so many records more are complete.
@@ -121,7 +112,7 @@ impl<'p> WithDisk<'p> {
     /// Has the guest stand still with its disk, or go on.
     pub fn rate(&self, rate: u64) -> Result<DiskInfo> {
         let spec = DiskSpec { device: "/dev/xvda".into(), rate };
-        sound(self.guest.ask(move |c| c.disk_start(spec))?)
+        sound(self.protected.guest.ask(move |c| c.disk_start(spec))?)
     }
 
     /// At the usual rate.
@@ -131,17 +122,7 @@ impl<'p> WithDisk<'p> {
 
     /// Fails unless connection, memory and disk of the guest are whole and all three go on.
     pub fn goes_on(&self) -> Result<()> {
-        let from = self.client.last().context("the counter never came")?.line.n;
-        ensure!(
-            self.client.wait_for(from + 40, PATIENCE).is_some(),
-            "the counter stands at {from}; the connection ended: {:?}",
-            self.client.ended()
-        );
-        let report = self.client.report();
-        ensure!(report.ended.is_none(), "the connection ended: {:?}", report.ended);
-        ensure!(report.gaps == 0 && report.regressions == 0, "the counter was not whole: {report:?}");
-        self.guest.is_the_same()?;
-        self.guest.verify()?;
+        self.protected.goes_on()?;
         self.check()?;
         self.writes(20)?;
         self.check().map(drop)

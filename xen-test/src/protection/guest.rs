@@ -37,8 +37,7 @@ impl<'p> Guest<'p> {
                 other.name()
             ),
         }
-        let output = host.run(&spec.create_command())?;
-        ensure!(output.ok(), "{}: {}{}", spec.create_command(), output.stdout, output.stderr);
+        host.sh(&spec.create_command())?;
         Self::meet(pair, spec)
     }
 
@@ -47,7 +46,8 @@ impl<'p> Guest<'p> {
         Self::meet(pair, GuestSpec::new(Kind::Pvh))
     }
 
-    fn meet(pair: &'p Pair, spec: GuestSpec) -> Result<Self> {
+    /// A guest that somebody has created: waits until its servers answer.
+    pub fn meet(pair: &'p Pair, spec: GuestSpec) -> Result<Self> {
         let ports = Ports::default();
         let control = Control::new(at(spec.ip, ports.control), PATIENCE);
         let hello = pair

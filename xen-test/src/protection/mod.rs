@@ -75,8 +75,8 @@ pub fn start_daemons(pair: &Pair) -> Result<()> {
 /// How a link is carried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Carrier {
-    /// The default, which users have. Emulated ciphers carry some 2 MB/s.
-    Ssh,
+    /// What the daemon chooses: TLS between paired hosts, else ssh, whose emulated ciphers carry some 2 MB/s.
+    Usual,
     /// A plain TCP connection by `-s ''`: ten times that. For scenarios that are not about the transport.
     Tcp,
 }
@@ -90,7 +90,7 @@ pub fn protect(host: &Host, guest: &str, more: &str) -> Result<()> {
 pub fn protect_over(carrier: Carrier, host: &Host, guest: &str, more: &str) -> Result<()> {
     let peer = if host.name() == "a" { "hostb" } else { "hosta" };
     let target = match carrier {
-        Carrier::Ssh => peer.to_owned(),
+        Carrier::Usual => peer.to_owned(),
         Carrier::Tcp => format!("'exec socat -b 262144 - TCP:{peer}:7788' -s ''"),
     };
     let output = host.run(&format!("remus protect {guest} {target} {} {more}", slow_host_options()))?;
@@ -193,12 +193,10 @@ impl<'p> Protected<'p> {
     /// A guest that writes to its memory and is protected, after a few armed epochs. From [`Snapshot::Protected`] it is the one that is
     /// there; else daemons are started, and it is made or met, and protected.
     pub fn start(pair: &'p Pair, more: &str) -> Result<Self> {
-        if more.is_empty() && pair.is(Snapshot::Protected) {
-            pair.take();
-            let guest = Guest::of_snapshot(pair)?;
-            let client = guest.counter(20.0)?;
+        if more.is_empty() && pair.take_if(Snapshot::Protected) {
+            let there = Self::of_snapshot(pair)?;
             wait_epochs(pair.a(), "guest", 3)?;
-            return Ok(Self { guest, client });
+            return Ok(there);
         }
         Self::start_over(Carrier::Tcp, pair, more)
     }
@@ -214,7 +212,18 @@ impl<'p> Protected<'p> {
     /// All but the protection itself.
     pub fn make(pair: &'p Pair) -> Result<Self> {
         start_daemons(pair)?;
-        let guest = Guest::create(pair, pair.a(), GuestSpec::new(Kind::Pvh))?;
+        Self::of(Guest::create(pair, pair.a(), GuestSpec::new(Kind::Pvh))?)
+    }
+
+    /// The guest that the snapshots have, which writes already.
+    pub fn of_snapshot(pair: &'p Pair) -> Result<Self> {
+        let guest = Guest::of_snapshot(pair)?;
+        let client = guest.counter(20.0)?;
+        Ok(Self { guest, client })
+    }
+
+    /// Has a guest write to its memory, and connects to it.
+    pub fn of(guest: Guest<'p>) -> Result<Self> {
         let client = guest.counter(20.0)?;
         guest.dirty(100, 64, 8)?;
         Ok(Self { guest, client })
@@ -253,6 +262,15 @@ pub fn nothing_left(host: &Host) -> Result<()> {
     )?;
     ensure!(left.is_empty(), "left on host {}: {left}", host.name());
     Ok(())
+}
+
+/// Waits until a guest behind a sealed vif has tried to talk a few times; how many of its frames the seal has dropped.
+pub fn dropped_at_seal(host: &Host, domid: &str) -> Result<u64> {
+    wait_until(PATIENCE, &format!("frames of domain {domid} are dropped at its vif on host {}", host.name()), || {
+        let text = host.sh(&format!("tc -s filter show dev vif{domid}.0 ingress pref 1"))?;
+        let count = text.split("(dropped ").nth(1).and_then(|rest| rest.split(',').next()?.trim().parse().ok());
+        Ok(count.filter(|count: &u64| *count >= 3))
+    })
 }
 
 /// Fails unless the host holds no copy: neither a domain of the guest's name nor an incoming one.

@@ -57,6 +57,8 @@ fn doctor(ctx: &Ctx<'_>, a: &Host) -> Result<()> {
     ensure!(away.status == 6 && away.stdout.contains("FAIL"), "doctor of a host that is away: {away:?}");
     // Something that protection needs is taken away: it is named.
     let broken = a.run("PATH=/nonexistent /usr/bin/env -i $(command -v remus) doctor")?;
+    let named = broken.stdout.lines().any(|line| line.trim_start().starts_with("FAIL") && line.contains("xl"));
+    ensure!(broken.status == 6 && named, "doctor with no xl in reach: {broken:?}");
     ctx.note(&format!("doctor: {fails} FAIL here; without xl in reach exit code {}", broken.status));
     Ok(())
 }

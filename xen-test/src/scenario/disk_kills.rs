@@ -5,7 +5,7 @@ use remusd::ops::EventKind;
 
 use super::{Ctx, Scenario};
 use crate::host::Snapshot;
-use crate::protection::disks::{WithDisk, disk, kill, serve, wait_disk};
+use crate::protection::disks::{WithDisk, disk, serve, wait_disk};
 use crate::protection::{nothing_left, protect, start_daemon, wait_epochs, wait_event};
 
 pub(super) const DAEMON: Scenario = Scenario {
@@ -29,7 +29,7 @@ fn daemon(ctx: &mut Ctx<'_>) -> Result<()> {
     let guest = WithDisk::start(pair)?;
     protect(pair.a(), "guest", "")?;
     wait_epochs(pair.a(), "guest", 4)?;
-    pair.a().sh("kill -9 $(pgrep -x remusd)")?;
+    pair.a().kill9_program("remusd")?;
     let lives = disk(pair.a())?;
     ensure!(lives.open && lives.connected, "the disk after the daemon's end: {lives:?}");
     start_daemon(pair.a())?;
@@ -46,7 +46,7 @@ fn service(ctx: &mut Ctx<'_>) -> Result<()> {
     let pair = ctx.pair();
     let guest = WithDisk::start(pair)?;
     let before = guest.writes(20)?.completed;
-    kill(pair.a())?;
+    pair.a().kill9_program("remus-disk")?;
     serve(pair.a())?;
     wait_disk(pair.a(), "is attached again", |s| s.open && s.nbd.is_some())?;
     guest.goes_on()?;
@@ -54,7 +54,7 @@ fn service(ctx: &mut Ctx<'_>) -> Result<()> {
 
     protect(pair.a(), "guest", "")?;
     wait_epochs(pair.a(), "guest", 4)?;
-    kill(pair.a())?;
+    pair.a().kill9_program("remus-disk")?;
     let event = wait_event(pair.a(), "guest", EventKind::Unprotected)?;
     ctx.note(&format!("killed under protection: {}", event.detail));
     serve(pair.a())?;
@@ -62,7 +62,7 @@ fn service(ctx: &mut Ctx<'_>) -> Result<()> {
 
     protect(pair.a(), "guest", "")?;
     wait_epochs(pair.a(), "guest", 4)?;
-    kill(pair.b())?;
+    pair.b().kill9_program("remus-disk")?;
     serve(pair.b())?;
     guest.goes_on()?;
     protect(pair.a(), "guest", "")?;

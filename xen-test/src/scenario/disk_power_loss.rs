@@ -31,7 +31,7 @@ fn run(ctx: &mut Ctx<'_>) -> Result<()> {
     let known = guest.written()?.completed;
     ctx.note(&format!("{known} records are complete; the primary loses its power"));
     pair.a().power_off();
-    let failover = fail_over(pair.b(), &guest.guest, &guest.client, Instant::now())?;
+    let failover = fail_over(pair.b(), &guest.protected.guest, &guest.protected.client, Instant::now())?;
     ctx.note(&format!(
         "detected after {} ms, first byte after {} ms",
         failover.detect.as_millis(),

@@ -75,7 +75,7 @@ fn back(ctx: &mut Ctx<'_>) -> Result<()> {
     wait_epochs(a, "guest", 5)?;
     let known = guest.written()?.completed;
     a.power_off();
-    fail_over(b, &guest.guest, &guest.client, Instant::now())?;
+    fail_over(b, &guest.protected.guest, &guest.protected.client, Instant::now())?;
     ensure!(guest.check()?.completed >= known, "{known} records were complete before");
     guest.writes(30)?;
     ctx.note("the guest lives on host b; host a returns");
@@ -93,7 +93,7 @@ fn back(ctx: &mut Ctx<'_>) -> Result<()> {
     ctx.note(&format!("protected the other way round with {known} records; host b loses its power"));
     b.power_off();
     // The event log of host a begins anew with its boot.
-    fail_over(a, &guest.guest, &guest.client, Instant::now())?;
+    fail_over(a, &guest.protected.guest, &guest.protected.client, Instant::now())?;
     ensure!(guest.check()?.completed >= known, "{known} records were complete before");
     guest.goes_on()
 }

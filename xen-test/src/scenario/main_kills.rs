@@ -8,7 +8,7 @@ use remusd::ops::EventKind;
 use super::{Ctx, Scenario};
 use crate::host::Snapshot;
 use crate::pair::Pair;
-use crate::protection::{Carrier, PATIENCE, Protected, no_copy, nothing_left, protect_over, start_daemon, wait_epochs};
+use crate::protection::{Carrier, PATIENCE, Protected, no_copy, nothing_left, protect, start_daemon, wait_epochs};
 use crate::wait::wait_until;
 
 pub(super) const PRIMARY: Scenario = Scenario {
@@ -38,17 +38,13 @@ pub(super) const PARTS: Scenario = Scenario {
 /// Delays after an acknowledged epoch, spread over the phases of the next one.
 const PHASES_MS: [u64; 3] = [40, 230, 420];
 
-fn kill(host: &crate::host::Host, process: &str) -> Result<()> {
-    host.sh(&format!("kill -9 $(pgrep -x '{process}')")).map(drop)
-}
-
 fn primary(ctx: &mut Ctx<'_>) -> Result<()> {
     let pair = ctx.pair();
     for (round, phase) in PHASES_MS.into_iter().enumerate() {
         let protected = protected_anew(pair, round)?;
         std::thread::sleep(Duration::from_millis(phase));
         // The daemon alone, not the bridge that ssh runs on the other host.
-        kill(pair.a(), "remusd")?;
+        pair.a().kill9_program("remusd")?;
         if round == 0 {
             // Proves that the question can be answered with yes: nobody has ended log-dirty mode yet.
             let mode = pair.a().sh("remusd log-dirty guest")?;
@@ -63,7 +59,7 @@ fn primary(ctx: &mut Ctx<'_>) -> Result<()> {
     }
     pair.b().sh("remus discard guest || true")?;
     no_copy(pair.b(), "guest")?;
-    protected_again(pair, Carrier::Tcp)
+    protected_again(pair)
 }
 
 /// A protected guest that no kill before has touched.
@@ -75,8 +71,8 @@ fn protected_anew(pair: &Pair, round: usize) -> Result<Protected<'_>> {
 }
 
 /// Whatever was killed: it can be protected again, and the stop leaves nothing.
-fn protected_again(pair: &Pair, carrier: Carrier) -> Result<()> {
-    protect_over(carrier, pair.a(), "guest", "")?;
+fn protected_again(pair: &Pair) -> Result<()> {
+    protect(pair.a(), "guest", "")?;
     wait_epochs(pair.a(), "guest", 2)?;
     pair.a().sh("remus unprotect guest")?;
     no_copy(pair.b(), "guest")
@@ -87,12 +83,12 @@ fn backup(ctx: &mut Ctx<'_>) -> Result<()> {
     for (round, phase) in PHASES_MS.into_iter().enumerate() {
         let protected = protected_anew(pair, round)?;
         std::thread::sleep(Duration::from_millis(phase));
-        kill(pair.b(), "remusd")?;
+        pair.b().kill9_program("remusd")?;
         unprotected(ctx, &protected, &format!("backup's remusd killed after {phase} ms"))?;
         no_copy(pair.b(), "guest")?;
     }
     start_daemon(pair.b())?;
-    protected_again(pair, Carrier::Tcp)
+    protected_again(pair)
 }
 
 fn unprotected(ctx: &Ctx<'_>, protected: &Protected<'_>, what: &str) -> Result<()> {
@@ -118,7 +114,7 @@ fn parts(ctx: &mut Ctx<'_>) -> Result<()> {
     for (round, ((host, name, pattern), phase)) in victims.into_iter().zip(PHASES_MS).enumerate() {
         let protected = if name == "ssh" {
             pair.reset(Snapshot::Guest)?;
-            Protected::start_over(Carrier::Ssh, pair, "")?
+            Protected::start_over(Carrier::Usual, pair, "")?
         } else {
             protected_anew(pair, round)?
         };
@@ -130,6 +126,7 @@ fn parts(ctx: &mut Ctx<'_>) -> Result<()> {
             pair.b().sh("remus discard guest")?;
         }
         no_copy(pair.b(), "guest")?;
+        protected_again(pair)?;
     }
-    protected_again(pair, Carrier::Tcp)
+    Ok(())
 }

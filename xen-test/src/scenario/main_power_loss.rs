@@ -7,7 +7,7 @@ use xen_test_guest::xl::{GuestSpec, Kind};
 
 use super::{Ctx, Scenario};
 use crate::host::Snapshot;
-use crate::protection::{Carrier, Guest, domains, fail_over, protect_over, start_daemons, wait_epochs};
+use crate::protection::{Carrier, Guest, Protected, domains, fail_over, protect_over, start_daemons, wait_epochs};
 
 pub(super) const PVH: Scenario = Scenario {
     name: "main-power-loss-pvh",
@@ -28,11 +28,9 @@ pub(super) const HVM: Scenario = Scenario {
 fn run(ctx: &mut Ctx<'_>, kind: Kind) -> Result<()> {
     let pair = ctx.pair();
     start_daemons(pair)?;
-    let guest = Guest::create(pair, pair.a(), GuestSpec::new(kind))?;
-    let client = guest.counter(20.0)?;
-    guest.dirty(100, 64, 8)?;
+    let Protected { guest, client } = Protected::of(Guest::create(pair, pair.a(), GuestSpec::new(kind))?)?;
     // The PVH guest by what users have, the HVM guest by the faster carrier.
-    let carrier = if kind == Kind::Pvh { Carrier::Ssh } else { Carrier::Tcp };
+    let carrier = if kind == Kind::Pvh { Carrier::Usual } else { Carrier::Tcp };
     protect_over(carrier, pair.a(), "guest", "")?;
     wait_epochs(pair.a(), "guest", 8)?;
     ctx.note("protected; the primary loses its power");

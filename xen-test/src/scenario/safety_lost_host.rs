@@ -8,7 +8,9 @@ use remusd::ops::EventKind;
 
 use super::{Ctx, Scenario};
 use crate::host::{Host, Snapshot};
-use crate::protection::{PATIENCE, Protected, domains, events, fail_over, protect, start_daemon, wait_epochs};
+use crate::protection::{
+    PATIENCE, Protected, domains, dropped_at_seal, events, fail_over, protect, start_daemon, wait_epochs,
+};
 use crate::wait::wait_until;
 
 pub(super) const RETURNS: Scenario = Scenario {
@@ -68,12 +70,7 @@ fn run(ctx: &mut Ctx<'_>) -> Result<()> {
     let xendomains = a.sh("/etc/init.d/xendomains stop >/dev/null 2>&1; /etc/init.d/xendomains start 2>&1")?;
     ensure!(!domains(a)?.is_empty(), "xendomains has started nothing, so nothing is shown: {xendomains}");
     let old = a.sh("xl domid guest")?;
-    let dropped = || -> Result<Option<u64>> {
-        let text = a.sh(&format!("tc -s filter show dev vif{old}.0 ingress pref 1"))?;
-        let count = text.split("(dropped ").nth(1).and_then(|rest| rest.split(',').next()?.trim().parse().ok());
-        Ok(count.filter(|count: &u64| *count >= 3))
-    };
-    let count = wait_until(PATIENCE, "the old guest tries to talk", dropped)?;
+    let count = dropped_at_seal(a, &old)?;
     ctx.note(&format!("the old host has booted its guest again: {count} frames dropped at its vif"));
     protected.goes_on()?;
     start_daemon(a)?;

@@ -45,7 +45,7 @@ fn run(ctx: &mut Ctx<'_>) -> Result<()> {
     ensure!(!plain.stdout.to_lowercase().contains("remus"), "who speaks no TLS got {plain:?}");
 
     b.sh("pkill -x sshd; true")?;
-    protect_over(Carrier::Ssh, a, "guest", "").context("over TLS, with no ssh on the other host")?;
+    protect_over(Carrier::Usual, a, "guest", "").context("over TLS, with no ssh on the other host")?;
     wait_epochs(a, "guest", 3)?;
     ensure!(a.sh("pgrep -x ssh || true")?.is_empty(), "the link is an ssh");
     ctx.note("protected over TLS with no ssh on the other host");

@@ -3,13 +3,13 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use xen_test_guest::xl::{GuestSpec, Kind};
 
 use super::{Ctx, Scenario};
-use crate::client::{Control, Sniffer};
+use crate::client::Sniffer;
 use crate::host::{Host, Snapshot};
-use crate::protection::{Guest, PATIENCE, at};
+use crate::protection::{Guest, PATIENCE, dropped_at_seal};
 use crate::wait::wait_until;
 
 pub(super) const GATE: Scenario = Scenario {
@@ -61,14 +61,14 @@ fn run(ctx: &mut Ctx<'_>) -> Result<()> {
 
     a.sh("xl destroy guest")?;
     a.sh(GUARD)?;
-    create(a, &spec)?;
+    a.sh(&spec.create_command())?;
     silent(ctx, a, &sniffer, "after xl create", &["vif"])?;
     open(ctx, &spec)?;
 
     a.sh("xl destroy guest")?;
     a.sh(GUARD)?;
     spec = GuestSpec::new(Kind::Hvm);
-    create(a, &spec)?;
+    a.sh(&spec.create_command())?;
     silent(ctx, a, &sniffer, "as HVM", &["vif", "tap"])?;
     let refused = a.run("remus gate remove")?;
     ensure!(!refused.ok() && refused.stderr.contains("guards guest"), "removed while it guards: {refused:?}");
@@ -81,12 +81,6 @@ fn run(ctx: &mut Ctx<'_>) -> Result<()> {
     let after = a.sh(FILES)?;
     ensure!(after == before, "not as it was before:\n{before}\nnow:\n{after}");
     ctx.note("removed without a trace");
-    Ok(())
-}
-
-fn create(host: &Host, spec: &GuestSpec) -> Result<()> {
-    let output = host.run(&spec.create_command())?;
-    ensure!(output.ok(), "{}{}", output.stdout, output.stderr);
     Ok(())
 }
 
@@ -103,12 +97,8 @@ fn silent(ctx: &Ctx<'_>, host: &Host, sniffer: &Sniffer, when: &str, kinds: &[&s
             Ok(status.contains(&format!("{vif} is sealed")).then_some(()))
         })?;
     }
-    let dropped = wait_until(PATIENCE, &format!("the guest tries to talk {when}"), || {
-        let text = host.sh(&format!("tc -s filter show dev vif{domid}.0 ingress pref 1"))?;
-        let dropped =
-            text.split("(dropped ").nth(1).and_then(|rest| rest.split(',').next()?.trim().parse::<u64>().ok());
-        Ok(dropped.filter(|count| *count >= 3))
-    })?;
+    let dropped =
+        dropped_at_seal(host, &domid).with_context(|| format!("waiting for the guest to try to talk {when}"))?;
     let capture = sniffer.capture();
     ensure!(capture.failed.is_none() && capture.dropped == 0, "the capture proves nothing: {:?}", capture.failed);
     ensure!(capture.frames.len() == heard, "{when}: heard {:?}", &capture.frames[heard..]);
@@ -119,14 +109,7 @@ fn silent(ctx: &Ctx<'_>, host: &Host, sniffer: &Sniffer, when: &str, kinds: &[&s
 /// The operator's word; then the guest answers.
 fn open(ctx: &Ctx<'_>, spec: &GuestSpec) -> Result<()> {
     ctx.note(&ctx.pair().a().sh("remus gate open guest")?);
-    let address = at(spec.ip, xen_test_guest::protocol::Ports::default().control);
-    ctx.pair()
-        .client_ns()
-        .spawn(move || Control::new(address, PATIENCE).wait_ready(PATIENCE))?
-        .join()
-        .map_err(|_| anyhow!("the client's thread panicked"))??
-        .context("the opened guest does not answer")?;
-    Ok(())
+    Guest::meet(ctx.pair(), spec.clone()).map(drop)
 }
 
 /// Pages read through fresh mappings: ordinary RAM has a hash, Xen's own pages and holes have none; and what it costs.

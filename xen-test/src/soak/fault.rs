@@ -119,7 +119,7 @@ impl Fault {
                 arena.host(host).power_off();
                 Ok(())
             }
-            Self::KillDaemon(host) => arena.host(host).sh("pkill -9 -x remusd").map(drop),
+            Self::KillDaemon(host) => arena.host(host).kill9_program("remusd"),
             // They come and go: not to be there just now is no failure of the soak.
             Self::KillHelper(host) => arena.host(host).run("pkill -9 libxl-save-help").map(drop),
             Self::KillReceiver(host) => arena.host(host).run("pkill -9 -f 'xl migrate-receive'").map(drop),
