@@ -26,6 +26,8 @@ pub struct Detector {
     late: Duration,
     heard: Instant,
     ticked: Instant,
+    /// Since when no tick was late.
+    awake: Instant,
     reading: bool,
     suspect: bool,
 }
@@ -34,7 +36,7 @@ impl Detector {
     /// A detector that suspects after `limit` of silence and expects [`Detector::tick`] every [`Detector::period`].
     #[must_use]
     pub fn new(limit: Duration, now: Instant) -> Self {
-        Self { limit, late: limit / 2, heard: now, ticked: now, reading: true, suspect: false }
+        Self { limit, late: limit / 2, heard: now, ticked: now, awake: now, reading: true, suspect: false }
     }
 
     /// How often to tick: an eighth of the limit, at least 5 ms.
@@ -67,11 +69,23 @@ impl Detector {
         since_tick > self.period() + self.late
     }
 
+    /// How long this host was on time, up to now: none if it is only just waking up. What a peer says that it has not heard can be
+    /// laid to the link for so long only; a peer that speaks of more speaks of our freeze, and may have said so before we woke up.
+    #[must_use]
+    pub fn awake(&self, now: Instant) -> Duration {
+        let overdue = self.starved(now.saturating_duration_since(self.ticked));
+        if overdue { Duration::ZERO } else { now.saturating_duration_since(self.awake) }
+    }
+
     /// Time passed. Returns a verdict only when it changes.
     pub fn tick(&mut self, now: Instant) -> Option<Verdict> {
         let since_tick = now.saturating_duration_since(self.ticked);
         self.ticked = now;
-        if !self.reading || self.starved(since_tick) {
+        let starved = self.starved(since_tick);
+        if starved {
+            self.awake = now;
+        }
+        if !self.reading || starved {
             self.heard = self.heard.max(now);
             return None;
         }
@@ -196,6 +210,20 @@ mod tests {
         assert_eq!(verdicts, []);
         let (_, verdicts) = run(&mut detector, now, 1);
         assert_eq!(verdicts.len(), 1, "a peer that stays silent after our thaw is suspected");
+    }
+
+    #[test]
+    fn a_host_is_awake_from_its_last_late_tick_on() {
+        let start = Instant::now();
+        let mut detector = Detector::new(LIMIT, start);
+        let (now, _) = run(&mut detector, start, 10);
+        assert_eq!(detector.awake(now), now - start);
+        let thawed = now + Duration::from_secs(60);
+        assert_eq!(detector.awake(thawed), Duration::ZERO, "nobody has ticked yet");
+        detector.tick(thawed);
+        assert_eq!(detector.awake(thawed), Duration::ZERO);
+        let (now, _) = run(&mut detector, thawed, 3);
+        assert_eq!(detector.awake(now), now - thawed);
     }
 
     #[test]

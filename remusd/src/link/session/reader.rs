@@ -97,9 +97,15 @@ impl Reader {
     }
 
     /// Hands a frame on. While the consumer makes us wait, silence is our own doing.
-    async fn deliver(&mut self, frame: Frame) -> Option<CloseReason> {
-        if let Frame::Ack { epoch, .. } = &frame {
-            self.shared.acks().acked(*epoch, Shared::now());
+    async fn deliver(&mut self, mut frame: Frame) -> Option<CloseReason> {
+        match &mut frame {
+            Frame::Ack { epoch, .. } => self.shared.acks().acked(*epoch, Shared::now()),
+            Frame::Heartbeat(beat) => {
+                // A thawed host finds the heartbeats of its freeze: that it was silent is true, and says nothing of the link (F22).
+                let awake = self.shared.detector().awake(Shared::now()).as_millis();
+                beat.heard_ms = beat.heard_ms.min(u32::try_from(awake).unwrap_or(u32::MAX));
+            }
+            _ => {}
         }
         match self.events.try_send(SessionEvent::Frame(frame)) {
             Ok(()) => None,

@@ -80,6 +80,16 @@ fn pages(epoch: u64, count: u64) -> (Frame, usize) {
     (Frame::Pages { epoch, batch }, size)
 }
 
+async fn next_frame(session: &mut Session) -> Frame {
+    loop {
+        match session.events.recv().await {
+            Some(SessionEvent::Frame(frame)) => return frame,
+            Some(_) => {}
+            None => panic!("the session has ended"),
+        }
+    }
+}
+
 async fn next_not_heartbeat(session: &mut Session) -> Option<SessionEvent> {
     loop {
         match session.events.recv().await {
@@ -145,6 +155,34 @@ async fn silence_is_suspected_once_and_forgiven() {
     peer.send(&Frame::Stopped).await;
     assert_eq!(session.events.recv().await, Some(SessionEvent::Alive));
     assert_eq!(session.events.recv().await, Some(SessionEvent::Frame(Frame::Stopped)));
+}
+
+/// The heartbeats that came while this host was frozen say that it was silent: no sign of a link that carries one way only. Those that
+/// come once it has been awake for that long are one.
+#[tokio::test(start_paused = true)]
+async fn what_the_peer_missed_in_our_freeze_is_not_laid_to_the_link() {
+    let (mut session, mut peer) = Peer::pair(1 << 16, &options());
+    tokio::time::sleep(2 * DETECTION).await;
+    let silent = |ms: u64| Frame::Heartbeat(heartbeat(Report::default(), false, Duration::from_millis(ms)));
+    peer.send(&silent(5000)).await;
+    peer.send(&silent(5100)).await;
+    // The timers of this host come ten seconds late.
+    tokio::time::advance(10 * DETECTION).await;
+    for _ in 0..2 {
+        match next_frame(&mut session).await {
+            Frame::Heartbeat(beat) => assert_eq!(beat.heard_ms, 0),
+            other => panic!("{other:?}"),
+        }
+    }
+    let mut heard = 0;
+    for _ in 0..20 {
+        tokio::time::sleep(DETECTION / 10).await;
+        peer.send(&silent(15_000)).await;
+        let Frame::Heartbeat(beat) = next_frame(&mut session).await else { panic!("a heartbeat was sent") };
+        assert!(beat.heard_ms >= heard, "{} after {heard}", beat.heard_ms);
+        heard = beat.heard_ms;
+    }
+    assert!(heard >= 1500, "a peer that hears nothing for two detection times is believed: {heard}");
 }
 
 #[tokio::test(start_paused = true)]
