@@ -19,7 +19,7 @@ pub(super) const KERNEL: Scenario = Scenario {
 fn run(ctx: &mut Ctx<'_>) -> Result<()> {
     // Each host's kernel does one half.
     let (pair, logs) = (ctx.pair(), ctx.logs());
-    let tallies = Mutex::default();
+    let tallies = Mutex::<Vec<String>>::default();
     pair.each(|host| {
         let tally = half(host, logs).with_context(|| format!("the self-test on host {}", host.name()))?;
         tallies.lock().unwrap_or_else(PoisonError::into_inner).push(format!("host {}: {tally}", host.name()));
