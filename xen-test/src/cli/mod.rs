@@ -10,6 +10,7 @@ mod up;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -83,6 +84,9 @@ enum Command {
         /// Do not build and install remusd: for scenarios of the harness and the guest alone
         #[arg(long)]
         without_project: bool,
+        /// Begin no scenario after so many minutes; the rest is skipped, and counted as that
+        #[arg(long, value_name = "MINUTES")]
+        within: Option<u64>,
     },
     /// Show the main job: protect a guest, power its host off, watch it go on
     Demo(demo::DemoArgs),
@@ -109,7 +113,9 @@ pub fn main() -> ExitCode {
             }
             Ok(ExitCode::SUCCESS)
         }
-        Command::Run { scenarios, without_project } => run::run(&scenarios, !without_project),
+        Command::Run { scenarios, without_project, within } => {
+            run::run(&scenarios, !without_project, within.map(|minutes| Duration::from_secs(60 * minutes)))
+        }
         Command::Demo(args) => demo::demo(&args).map(|()| ExitCode::SUCCESS),
         Command::Soak(args) => soak::soak(&args).map(|()| ExitCode::SUCCESS),
         Command::Shell(args) => shell::shell(&args).map(|()| ExitCode::SUCCESS),

@@ -24,7 +24,7 @@ pub struct Tally {
     pub passed: usize,
     /// Failed, or could not be run: each with its reason.
     pub failed: Vec<(&'static str, String)>,
-    /// Said themselves that they cannot run here.
+    /// Said themselves that they cannot run here, or were not begun.
     pub skipped: usize,
 }
 
@@ -42,16 +42,23 @@ enum Outcome {
 }
 
 /// Runs the scenarios one after the other; a failed one does not stop the rest. The hosts have the
-/// test guest, and the project's programs if `with_project`.
+/// test guest, and the project's programs if `with_project`. Those whose turn comes later than `within` are skipped.
 ///
 /// # Errors
 /// The hosts could not be booted at all.
-pub fn run(scenarios: &[Scenario], options: &BootOptions, with_project: bool) -> Result<Tally> {
+pub fn run(
+    scenarios: &[Scenario],
+    options: &BootOptions,
+    with_project: bool,
+    within: Option<Duration>,
+) -> Result<Tally> {
+    let begun = Instant::now();
     let mut tally = Tally::default();
     let mut pair: Option<Arc<Pair>> = None;
     for (index, scenario) in scenarios.iter().enumerate() {
         progress!("[{}/{}] {}: {}", index + 1, scenarios.len(), scenario.name, scenario.about);
-        if let Some(reason) = unshown(scenario.name) {
+        let late = within.is_some_and(|limit| begun.elapsed() > limit).then_some("the time for this run is over");
+        if let Some(reason) = unshown(scenario.name).or(late) {
             tally.skipped += 1;
             progress!("{}: skipped: {reason}", scenario.name);
             continue;
