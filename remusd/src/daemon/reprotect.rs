@@ -8,9 +8,10 @@ use super::Daemon;
 use super::ends::until_protected;
 use crate::api::{ApiError, ErrorCode};
 use crate::ids::ProtectionId;
-use crate::ops::operation::Spec;
+use crate::ops::operation::{JobState, Spec};
 use crate::ops::{Backoff, Delivery, DomainRef, EventKind, OperationKind, Outcome, Work};
 use crate::protect::options::{Next, ProtectOptions, Target, Then};
+use crate::state::{AgainRecord, STATE_VERSION};
 
 /// Between tries: the other host may be rebooting, or be gone for days.
 const FIRST: Duration = Duration::from_secs(2);
@@ -62,16 +63,61 @@ impl Daemon {
     }
 
     /// Protects the guest as soon as the target answers, as a job of the daemon's own, which `remus abort` and `remus unprotect` end. Ends
-    /// too when somebody else has protected it, or when the guest is gone.
+    /// too when somebody else has protected it, or when the guest is gone. A restarted daemon [goes on](Self::resume_protecting) with it.
     pub(super) fn reprotect(self: &Arc<Self>, uuid: ProtectionId, name: &str, target: Target, options: ProtectOptions) {
         let domain = DomainRef { domid: None, name: name.to_owned(), uuid };
+        let record = AgainRecord {
+            version: STATE_VERSION,
+            uuid,
+            name: name.to_owned(),
+            target: target.clone(),
+            options: options.clone(),
+        };
+        if let Err(error) = self.state.put_again(&record) {
+            tracing::error!(
+                domain = name,
+                "{error}; if remusd is restarted before it is protected, protect it by hand"
+            );
+        }
         let daemon = self.clone();
         let begun = self.begin(Spec::new(OperationKind::Protect, domain.clone()), None, |work| async move {
             let outcome = daemon.keep_trying(&domain, target, options, &work).await;
+            daemon.given_up(uuid);
             work.complete(outcome);
         });
         if let Err(error) = begun {
             tracing::info!(domain = name, "not protected again: {error}");
+            self.given_up(uuid);
+        }
+    }
+
+    /// Nothing is left to be tried: it is protected, or cannot be, or somebody does not want it. The daemon's end is none of these.
+    fn given_up(&self, uuid: ProtectionId) {
+        if self.operations.closing() {
+            return;
+        }
+        if let Err(error) = self.state.remove_again(uuid) {
+            tracing::error!("{error}");
+        }
+    }
+
+    /// Goes on with what an earlier run of the daemon was to protect again. After recovery, which may have begun the same already.
+    pub fn resume_protecting(self: &Arc<Self>) {
+        let (records, errors) = self.state.agains();
+        for error in errors {
+            tracing::error!("{error}");
+        }
+        let under_way: Vec<_> = self
+            .operations
+            .jobs()
+            .into_iter()
+            .filter(|job| matches!(job.state, JobState::Running | JobState::Aborting))
+            .collect();
+        for record in records {
+            if under_way.iter().any(|job| job.domain.uuid == record.uuid) {
+                continue;
+            }
+            self.reprotect(record.uuid, &record.name, record.target, record.options);
         }
     }
 

@@ -114,6 +114,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     // Other hosts may ask who runs a guest while we still recover our own, and we may ask them.
     tokio::spawn(listen::serve_links(link, backups.clone()));
     daemon.recover_all().await;
+    daemon.resume_protecting();
     tracing::info!("ready");
     let server = server::Server::new(access);
     tokio::spawn(server.clone().serve(control, daemon.clone()));

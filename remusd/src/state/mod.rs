@@ -84,6 +84,21 @@ pub struct PrimaryRecord {
     pub helper: Option<(u32, u64)>,
 }
 
+/// A protection that the daemon brings about by itself as soon as the other host answers, also after a restart.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AgainRecord {
+    /// [`STATE_VERSION`].
+    pub version: u32,
+    /// The protection.
+    pub uuid: ProtectionId,
+    /// Domain name.
+    pub name: String,
+    /// Where the copy is to be.
+    pub target: Target,
+    /// How it is to be protected.
+    pub options: ProtectOptions,
+}
+
 /// The folder that holds the state.
 #[derive(Clone, Debug)]
 pub struct StateDir {
@@ -97,7 +112,7 @@ impl StateDir {
     /// [`StateError::Io`].
     pub fn open(root: impl Into<PathBuf>) -> Result<Self, StateError> {
         let root = root.into();
-        for dir in ["primary", "backup", "monitor"] {
+        for dir in ["primary", "backup", "monitor", "again"] {
             let path = root.join(dir);
             fs::create_dir_all(&path).map_err(|source| StateError::Io { path, source })?;
         }
@@ -205,6 +220,27 @@ impl StateDir {
     /// All domains that we are the monitor of.
     pub fn monitors<T: DeserializeOwned>(&self) -> (Vec<T>, Vec<StateError>) {
         list(&self.root.join("monitor"))
+    }
+
+    /// Writes durably what the daemon is to protect again.
+    ///
+    /// # Errors
+    /// [`StateError::Io`].
+    pub fn put_again(&self, record: &AgainRecord) -> Result<(), StateError> {
+        put(&self.root.join("again").join(format!("{}.json", record.uuid)), record)
+    }
+
+    /// Forgets it. Fine when there is none.
+    ///
+    /// # Errors
+    /// [`StateError::Io`].
+    pub fn remove_again(&self, uuid: ProtectionId) -> Result<(), StateError> {
+        remove(&self.root.join("again").join(format!("{uuid}.json")))
+    }
+
+    /// All that is to be protected again.
+    pub fn agains(&self) -> (Vec<AgainRecord>, Vec<StateError>) {
+        list(&self.root.join("again"))
     }
 
     /// Reserves the next generation for a protection: durable before it is returned, never handed out twice (R4).

@@ -72,6 +72,34 @@ async fn trying_again_ends_when_told_so_and_when_it_cannot_help() {
 
 const LONGEST: Duration = Duration::from_secs(60);
 
+#[tokio::test(start_paused = true)]
+async fn a_restarted_daemon_goes_on_trying_until_it_is_settled() {
+    let fixture = Fixture::new().await;
+    fixture.fails(ErrorCode::Peer, "no route");
+    fixture.reprotect();
+    fixture.hears(EventKind::Unprotected).await;
+    fixture.daemon.shut_down().await;
+    assert_eq!(fixture.daemon.state.agains().0.len(), 1, "the daemon's end settles nothing");
+
+    // Another run of the daemon on the same state.
+    let next = Fixture::new().await;
+    next.daemon.state.put_again(&fixture.daemon.state.agains().0[0]).unwrap();
+    let script = next.comes_to_be();
+    script.state(State::Idle(crate::ids::Epoch(1)), true);
+    next.daemon.resume_protecting();
+    next.daemon.resume_protecting();
+    assert_eq!(next.daemon.operations.jobs().len(), 1, "once is enough");
+    next.hears(EventKind::JobCompleted).await;
+    assert_eq!((*next.asked.lock().unwrap(), next.daemon.state.agains().0), (1, vec![]));
+
+    // What cannot be, and what somebody does not want, is not tried again.
+    let next = Fixture::new().await;
+    next.fails(ErrorCode::NotFound, "no such domain");
+    next.reprotect();
+    next.hears(EventKind::JobFailed).await;
+    assert_eq!(next.daemon.state.agains().0, vec![]);
+}
+
 #[tokio::test]
 async fn a_wrong_copy_is_made_anew_with_beginning_progress_and_end() {
     let fixture = Fixture::new().await;

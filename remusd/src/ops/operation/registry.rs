@@ -162,6 +162,12 @@ impl Operations {
         found.ok_or_else(|| not_found(id))
     }
 
+    /// Whether the daemon's end has begun: what is aborted now, nobody has asked to give up.
+    #[must_use]
+    pub fn closing(&self) -> bool {
+        self.shared.table().closing
+    }
+
     /// Begins the daemon's end: no operation can be begun any more, and those that can be aborted are.
     pub fn close(&self) {
         let live: Vec<_> = {
