@@ -10,6 +10,7 @@ pub mod jobs;
 mod listen;
 pub mod monitor;
 mod observe;
+mod peer_role;
 pub mod privileges;
 pub mod recover;
 pub mod reprotect;

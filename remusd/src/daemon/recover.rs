@@ -9,10 +9,10 @@ use devices::mirror::client::{DiskClient, RUN};
 use devices::netbuffer::NetError;
 
 use super::decide::{or_abort, settle};
-use super::{Daemon, monitor, setup};
+use super::{Daemon, monitor, peer_role, setup};
 use crate::api::{ApiError, ErrorCode};
 use crate::ids::{Nonce, ProtectionId, SessionKey};
-use crate::link::{LinkError, LinkEvent, LinkOptions, PrimaryLink, RecordKey, Role, StopReason, Token, Transport};
+use crate::link::{LinkError, LinkEvent, PrimaryLink, RecordKey, StopReason, Token, Transport};
 use crate::ops::{Backoff, DomainRef, EventKind, Work};
 use crate::protect::ownership::{FOR_EVER, WitnessSource};
 use crate::protect::recovery::{Action, Event, Known, Recovery};
@@ -461,9 +461,8 @@ fn end_helper(record: &PrimaryRecord) {
 
 /// What the peer says it is to this protection.
 async fn ask(transport: &Transport, uuid: ProtectionId) -> Event {
-    let options = LinkOptions { handshake_timeout: Duration::from_secs(10), ..LinkOptions::default() };
-    match PrimaryLink::query(transport, Some(uuid), &options).await {
-        Ok(entries) => Event::Peer(entries.iter().find(|e| e.protection == uuid).map_or(Role::None, |e| e.role)),
+    match peer_role::ask(transport, uuid).await {
+        Ok(role) => Event::Peer(role),
         Err(error) => Event::Silent(error.to_string()),
     }
 }

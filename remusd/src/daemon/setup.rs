@@ -1,10 +1,11 @@
 //! Sets a protection up: everything that can fail does so before the guest is touched, and leaves nothing behind.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::{Daemon, Primary, monitor, resolve};
+use super::{Daemon, Primary, monitor, peer_role, resolve};
 use crate::api::{ApiError, ErrorCode};
 use crate::gate::Entry;
 use crate::gate::autostart::{self, Finding, Kept, Xendomains};
@@ -19,7 +20,7 @@ use crate::protect::machine::Outcome;
 use crate::protect::options::{Next, OnPrimaryLoss, ProtectOptions, Target, Then};
 use crate::protect::ownership::WitnessSource;
 use crate::protect::peer::{Outlet, PeerControl, PeerEvent, PeerLost};
-use crate::protect::peers::{blackhole::Blackhole, link as link_peer, stock};
+use crate::protect::peers::{blackhole::Blackhole, link as link_peer, sleep::Sleep, stock};
 use crate::state::{PrimaryRecord, STATE_VERSION};
 use crate::witness;
 use crate::xen::{DomainInfo, GuestType, LogDirty, Suspender};
@@ -89,8 +90,8 @@ pub(super) fn offer(
 
 pub(super) fn link_options(options: &ProtectOptions) -> LinkOptions {
     LinkOptions {
-        ack_deadline: std::time::Duration::from_millis(options.ack_deadline_ms),
-        ..LinkOptions::for_detection(std::time::Duration::from_millis(options.detection_ms))
+        ack_deadline: Duration::from_millis(options.ack_deadline_ms),
+        ..LinkOptions::for_detection(Duration::from_millis(options.detection_ms))
     }
 }
 
@@ -150,7 +151,7 @@ impl Daemon {
         self.check_witness(&target, &options).await?;
         let autostart = autostart(&Xendomains::of_host(), &domain, options.manage_autostart)?;
         let devices = super::devices::of(&*self.host.store, domid, found.info.guest_type).await?;
-        let pause_deadline = std::time::Duration::from_millis(options.pause_deadline_ms);
+        let pause_deadline = Duration::from_millis(options.pause_deadline_ms);
         let model = super::devices::model(domid, found.info.guest_type, &self.host.store, pause_deadline)
             .await
             .map_err(|e| failed(&e))?;
@@ -385,6 +386,7 @@ async fn connect(
     config: &DomainConfig,
 ) -> Result<Peer, ApiError> {
     let (send, events) = mpsc::unbounded_channel();
+    let protection = offer.protection;
     let peer_error = |PeerLost(text): PeerLost| ApiError::new(ErrorCode::Peer, text);
     if let Some(transport) = transport(target, pairing) {
         let (sender, link_events) =
@@ -399,7 +401,12 @@ async fn connect(
             .config(bytes::Bytes::from(config.json.clone()))
             .await
             .map_err(|e| ApiError::new(ErrorCode::Peer, e.to_string()))?;
-        tokio::spawn(link_peer::relay(link_events, send));
+        let detection = Duration::from_millis(options.detection_ms);
+        let sleep = Sleep::new(detection, std::time::Instant::now());
+        let name = target.label().to_string();
+        let asked =
+            async move || peer_role::whether_it_runs(&name, detection, || peer_role::ask(&transport, protection)).await;
+        tokio::spawn(link_peer::relay(link_events, send, sleep, asked));
         let welcome = sender.peer().clone();
         let control = Arc::new(link_peer::LinkControl::new(sender.clone()));
         return Ok(Peer {

@@ -6,6 +6,7 @@ use tokio::time::Instant;
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 
+use super::sleep::Sleep;
 use crate::audit::Sample;
 use crate::ids::Epoch;
 use crate::link::{self, LinkEvent, LinkEvents, LinkSender, StopReason, Token};
@@ -111,10 +112,24 @@ impl PeerControl for LinkControl {
     }
 }
 
-/// Turns the link's events into the driver's until the link has ended.
-pub async fn relay(mut from: LinkEvents, to: mpsc::UnboundedSender<PeerEvent>) {
+/// Turns the link's events into the driver's until the link has ended. If this host has slept, a loss is told only when `asked`, which may
+/// take a while, does not say that the copy runs.
+pub async fn relay(
+    mut from: LinkEvents,
+    to: mpsc::UnboundedSender<PeerEvent>,
+    mut sleep: Sleep,
+    asked: impl AsyncFn() -> Option<String>,
+) {
     while let Some(event) = from.next().await {
+        let now = tokio::time::Instant::now().into_std();
+        sleep.heard(now);
         let event = match event {
+            LinkEvent::Suspect { .. } | LinkEvent::Closed(_)
+                if sleep.doubts(now)
+                    && let Some(text) = asked().await =>
+            {
+                PeerEvent::Superseded(text)
+            }
             LinkEvent::Ack { epoch, .. } => PeerEvent::Ack(epoch),
             LinkEvent::BackupLost { text, .. } => PeerEvent::Lost(format!("the backup cannot hold the copy: {text}")),
             LinkEvent::Superseded { text } => PeerEvent::Superseded(text),
@@ -134,7 +149,10 @@ pub async fn relay(mut from: LinkEvents, to: mpsc::UnboundedSender<PeerEvent>) {
             }
             LinkEvent::Closed(reason) => PeerEvent::Lost(format!("the link to the backup has ended: {reason}")),
             LinkEvent::Heartbeat(beat) => PeerEvent::Beat(beat),
-            LinkEvent::Starved { by } => PeerEvent::Starved(by),
+            LinkEvent::Starved { by } => {
+                sleep.starved(now);
+                PeerEvent::Starved(by)
+            }
             LinkEvent::Alive => continue,
         };
         if to.send(event).is_err() {

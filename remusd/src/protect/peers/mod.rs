@@ -2,4 +2,8 @@
 
 pub mod blackhole;
 pub mod link;
+pub mod sleep;
 pub mod stock;
+
+#[cfg(test)]
+mod relay_tests;
