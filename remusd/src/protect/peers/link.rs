@@ -150,7 +150,7 @@ pub async fn relay(
             LinkEvent::Closed(reason) => PeerEvent::Lost(format!("the link to the backup has ended: {reason}")),
             LinkEvent::Heartbeat(beat) => PeerEvent::Beat(beat),
             LinkEvent::Starved { by } => {
-                sleep.starved(now);
+                sleep.starved(by, now);
                 PeerEvent::Starved(by)
             }
             LinkEvent::Alive => continue,

@@ -29,9 +29,11 @@ impl Sleep {
         self.last = now;
     }
 
-    /// This host's own timers were late.
-    pub fn starved(&mut self, now: Instant) {
-        self.woke = Some(now);
+    /// This host's own timers were late by so much. In less than the detection time nobody can have taken us for lost.
+    pub fn starved(&mut self, by: Duration, now: Instant) {
+        if by >= self.detection {
+            self.woke = Some(now);
+        }
     }
 
     /// Whether a loss that shows now may be one of which we have slept through the reason.
@@ -60,7 +62,9 @@ mod tests {
         sleep.heard(at(60_000));
         assert!(sleep.doubts(at(60_000)) && sleep.doubts(at(69_000)));
         assert!(!sleep.doubts(at(71_000)), "it has been awake for long");
-        sleep.starved(at(80_000));
-        assert!(sleep.doubts(at(80_100)));
+        sleep.starved(DETECTION * 3 / 4, at(80_000));
+        assert!(!sleep.doubts(at(80_100)));
+        sleep.starved(DETECTION, at(81_000));
+        assert!(sleep.doubts(at(81_100)));
     }
 }
