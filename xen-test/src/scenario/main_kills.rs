@@ -8,7 +8,9 @@ use remusd::ops::EventKind;
 use super::{Ctx, Scenario};
 use crate::host::Snapshot;
 use crate::pair::Pair;
-use crate::protection::{Carrier, PATIENCE, Protected, no_copy, nothing_left, protect, start_daemon, wait_epochs};
+use crate::protection::{
+    Carrier, PATIENCE, Protected, no_copy, nothing_left, protect, protect_over, start_daemon, wait_epochs,
+};
 use crate::wait::wait_until;
 
 pub(super) const PRIMARY: Scenario = Scenario {
@@ -107,17 +109,17 @@ fn unprotected(ctx: &Ctx<'_>, protected: &Protected<'_>, what: &str) -> Result<(
 fn parts(ctx: &mut Ctx<'_>) -> Result<()> {
     let pair = ctx.pair();
     let victims = [
-        (pair.a(), "libxl-save-helper", "libxl-save-helper"),
-        (pair.b(), "receiver", "xl migrate-receive"),
-        (pair.a(), "ssh", "ssh .*remusd connect"),
+        (pair.a(), "libxl-save-helper", "libxl-save-helper", Carrier::Tcp),
+        (pair.b(), "receiver", "xl migrate-receive", Carrier::Tcp),
+        (pair.a(), "ssh", "ssh .*remusd connect", Carrier::Usual),
     ];
-    for (round, ((host, name, pattern), phase)) in victims.into_iter().zip(PHASES_MS).enumerate() {
-        let protected = if name == "ssh" {
-            pair.reset(Snapshot::Guest)?;
-            Protected::start_over(Carrier::Usual, pair, "")?
-        } else {
-            protected_anew(pair, round)?
-        };
+    let protected = Protected::start(pair, "")?;
+    for (round, ((host, name, pattern, carrier), phase)) in victims.into_iter().zip(PHASES_MS).enumerate() {
+        // Whatever was killed before: it can be protected again.
+        if round > 0 {
+            protect_over(carrier, pair.a(), "guest", "")?;
+            wait_epochs(pair.a(), "guest", 2)?;
+        }
         std::thread::sleep(Duration::from_millis(phase));
         host.kill9(pattern)?;
         unprotected(ctx, &protected, &format!("{name} killed after {phase} ms"))?;
@@ -126,7 +128,6 @@ fn parts(ctx: &mut Ctx<'_>) -> Result<()> {
             pair.b().sh("remus discard guest")?;
         }
         no_copy(pair.b(), "guest")?;
-        protected_again(pair)?;
     }
-    Ok(())
+    protected_again(pair)
 }

@@ -70,7 +70,8 @@ fn aborted(ctx: &Ctx<'_>, b: &Host) -> Result<()> {
     wait_until(PATIENCE, "the drilled domain is there", || {
         Ok(domains(b)?.iter().any(|name| name.starts_with("guest--drill")).then_some(()))
     })?;
-    let networks = b.sh("xl network-list $(xl domid guest--drill)")?;
+    // It is called guest--drill--incoming at first. The first line is the headings.
+    let networks = b.sh("xl network-list $(xl list | awk '/^guest--drill/ { print $2 }')")?;
     ensure!(networks.lines().count() == 1, "the drilled domain has a network: {networks}");
     let abort = b.sh(&format!("remus abort {job}"))?;
     ensure!(abort.contains("cancelled"), "{abort}");
