@@ -7,12 +7,14 @@
 //!
 //! - [`netbuffer`]: holds what a guest sends until the epoch it was sent in is acknowledged.
 //! - [`mirror`]: a disk whose writes are shipped by epoch, on a stock kernel.
-//! - [`drbd`]: a disk on a DRBD that can checkpoint.
-//! - [`script`]: a device in the care of somebody else's program.
+//! - [`drbd`]: recognises disks on DRBD, to refuse them.
+//! - [`script`]: a disk in the care of somebody else's program.
+//! - [`Copies`]: the disks of a copy, as the backup drives them.
 //! - [`NoOp`]: takes what policy names and does nothing.
 //! - [`classify`]: from xenstore entries to devices, and the kinds to refuse.
 
 mod classify;
+mod copies;
 mod device;
 pub mod drbd;
 mod error;
@@ -25,6 +27,7 @@ mod set;
 mod subkind;
 
 pub use classify::{Classified, Node, Refused, Uncovered, classify};
+pub use copies::{Copies, CopiesError};
 pub use device::{Device, DeviceStats, Ending, EpochContext, Kind};
 pub use error::{BoxError, DeviceError, SetError};
 pub use none::NoOp;

@@ -93,16 +93,6 @@ pub trait Checkpointed: Send {
         Ok(())
     }
 
-    /// The guest runs again. Returns when what the device itself sends to the backup for this epoch is there. May wait,
-    /// but not for the guest. To be called after `preresume`, and to have succeeded on all devices before the epoch
-    /// counts as acknowledged and `commit` is called on any: what is let go there must be covered by every device.
-    ///
-    /// # Errors
-    /// The epoch must be abandoned.
-    async fn confirm(&mut self, _epoch: &EpochContext) -> Result<(), DeviceError> {
-        Ok(())
-    }
-
     /// The backup has acknowledged the epoch: let go what was held for it.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Finding {
     /// A DRBD device that can checkpoint, connected, in the right roles.
-    Usable,
+    ProtocolD,
     /// Not a DRBD device.
     NotDrbd,
 }
@@ -74,7 +74,7 @@ pub async fn probe(program: &Path, device: &Path, within: Duration) -> Result<Fi
     let said = String::from_utf8_lossy(if output.stderr.is_empty() { &output.stdout } else { &output.stderr });
     let said = said.trim().to_owned();
     match output.status.code() {
-        Some(0) => Ok(Finding::Usable),
+        Some(0) => Ok(Finding::ProtocolD),
         Some(1) => Ok(Finding::NotDrbd),
         Some(2) => Err(ProbeError::Unknown(said)),
         Some(3) => Err(ProbeError::Protocol(said)),

@@ -1,104 +1,10 @@
-//! The probe script in every state that it tells apart, and the ioctls' order and failures.
+//! The probe script in every state that it tells apart.
 
-use std::collections::VecDeque;
 use std::os::unix::fs::PermissionsExt;
-use std::sync::Mutex;
+use std::path::Path;
 
 use super::probe::ProbeError;
 use super::*;
-use crate::device::{Ending, EpochContext};
-
-fn device() -> Device {
-    let params = [("params".to_owned(), "/dev/drbd0".to_owned())].into();
-    Device { kind: Kind::Disk, domid: 3, devid: 51712, names: vec!["xvda".into()], params }
-}
-
-/// What the driver was asked, and what it answers.
-#[derive(Default)]
-struct StandIn {
-    asked: Mutex<Vec<&'static str>>,
-    sends: Mutex<VecDeque<io::Result<Sent>>>,
-    waits: Mutex<VecDeque<io::Result<()>>>,
-    hang: Duration,
-}
-
-impl CheckpointIoctls for StandIn {
-    fn send(&self, device: &Path) -> io::Result<Sent> {
-        assert_eq!(device, Path::new("/dev/drbd0"));
-        self.asked.lock().unwrap().push("send");
-        self.sends.lock().unwrap().pop_front().unwrap_or(Ok(Sent::Barrier))
-    }
-
-    fn wait(&self, _: &Path) -> io::Result<()> {
-        self.asked.lock().unwrap().push("wait");
-        std::thread::sleep(self.hang);
-        self.waits.lock().unwrap().pop_front().unwrap_or(Ok(()))
-    }
-}
-
-fn epoch(epoch: u64) -> EpochContext {
-    EpochContext { epoch, armed: true }
-}
-
-fn handle(stand_in: &Arc<StandIn>, limits: DrbdLimits) -> Box<dyn Checkpointed> {
-    Drbd::new("/none", stand_in.clone(), limits).attach(&device())
-}
-
-#[tokio::test]
-async fn nothing_is_waited_for_while_the_guest_stands_still() {
-    let driver = Arc::new(StandIn::default());
-    let mut handle = handle(&driver, DrbdLimits::default());
-    handle.postsuspend(&epoch(1)).await.unwrap();
-    handle.preresume(&epoch(1)).await.unwrap();
-    assert_eq!(*driver.asked.lock().unwrap(), ["send"]);
-    assert!(handle.commit(&epoch(1)).await.is_err(), "not before the peer has it");
-    handle.confirm(&epoch(1)).await.unwrap();
-    handle.commit(&epoch(1)).await.unwrap();
-    driver.sends.lock().unwrap().push_back(Ok(Sent::Nothing));
-    handle.postsuspend(&epoch(2)).await.unwrap();
-    handle.confirm(&epoch(2)).await.unwrap();
-    handle.commit(&epoch(2)).await.unwrap();
-    assert_eq!(*driver.asked.lock().unwrap(), ["send", "wait", "send"], "nothing written, nothing to wait for");
-    handle.teardown(Ending::Release).await.unwrap();
-}
-
-#[tokio::test]
-async fn errors_of_the_driver_fail_the_epoch_and_all_later_ones() {
-    let driver = Arc::new(StandIn::default());
-    driver.sends.lock().unwrap().push_back(Err(io::Error::from_raw_os_error(libc::EINVAL)));
-    let mut first = handle(&driver, DrbdLimits::default());
-    let error = first.postsuspend(&epoch(1)).await.unwrap_err().to_string();
-    assert!(error.contains("DRBD_SEND_CHECKPOINT"), "{error}");
-    assert!(first.postsuspend(&epoch(2)).await.is_err());
-    let mut second = handle(&driver, DrbdLimits::default());
-    driver.waits.lock().unwrap().push_back(Err(io::Error::from_raw_os_error(libc::EPROTO)));
-    second.postsuspend(&epoch(1)).await.unwrap();
-    let error = second.confirm(&epoch(1)).await.unwrap_err().to_string();
-    assert!(error.contains("DRBD_WAIT_CHECKPOINT_ACK"), "{error}");
-    assert!(second.commit(&epoch(1)).await.is_err());
-    assert!(second.postsuspend(&epoch(2)).await.is_err());
-}
-
-#[tokio::test]
-async fn a_driver_that_hangs_is_a_failure_too() {
-    let driver = Arc::new(StandIn { hang: Duration::from_millis(400), ..StandIn::default() });
-    let limits = DrbdLimits { wait: Duration::from_millis(20), ..DrbdLimits::default() };
-    let mut handle = handle(&driver, limits);
-    handle.postsuspend(&epoch(1)).await.unwrap();
-    assert!(handle.confirm(&epoch(1)).await.unwrap_err().to_string().contains("did not return"));
-    assert!(handle.commit(&epoch(1)).await.is_err());
-}
-
-#[tokio::test]
-async fn an_abandoned_epochs_acknowledgement_is_not_counted_for_the_next() {
-    let driver = Arc::new(StandIn::default());
-    let mut handle = handle(&driver, DrbdLimits::default());
-    handle.postsuspend(&epoch(1)).await.unwrap();
-    handle.abandon(&epoch(1)).await.unwrap();
-    handle.postsuspend(&epoch(2)).await.unwrap();
-    handle.confirm(&epoch(2)).await.unwrap();
-    assert_eq!(*driver.asked.lock().unwrap(), ["send", "wait", "send", "wait"]);
-}
 
 /// The real script, in a world of its own: what it reads of the kernel, and the tools that it finds.
 struct World {
@@ -148,9 +54,17 @@ fn line(state: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_protocol_d_pair_is_usable() {
+async fn a_protocol_d_pair_is_recognised_and_refused_when_it_is_set_up() {
     let world = World::new(Some(&line("cs:Connected ro:Primary/Primary ds:UpToDate/UpToDate D")), None);
-    assert_eq!(world.probe().await.unwrap(), Finding::Usable);
+    assert_eq!(world.probe().await.unwrap(), Finding::ProtocolD);
+    let params = [("params".to_owned(), "/dev/null".to_owned())].into();
+    let device = Device { kind: Kind::Disk, domid: 3, devid: 51712, names: vec!["xvda".into()], params };
+    let drbd = Drbd::new(world.dir.path().join("probe"));
+    assert_eq!(drbd.matches(&device).await.unwrap(), Match::Yes);
+    let mut refused = drbd.attach(&device);
+    let error = refused.setup().await.unwrap_err().to_string();
+    assert!(error.contains("protocol D") && error.contains("mirrored disk"), "{error}");
+    refused.teardown(Ending::Release).await.unwrap();
 }
 
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! The co-process.
 
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -9,8 +11,6 @@ use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::time::timeout;
-
-use crate::device::Device;
 
 /// Longest answer in bytes.
 const LONGEST: u64 = 4096;
@@ -32,6 +32,24 @@ pub(super) enum ScriptError {
     Answer { asked: String, answer: String },
     #[error("the program says: {0}")]
     Refused(String),
+    #[error("{0} does not take this disk: it answered no")]
+    NotTaken(PathBuf),
+}
+
+/// Refuses a program that somebody else than root could change: it is named by a client or by the other host, and run as root.
+pub(super) fn trusted(program: &Path) -> Result<(), ScriptError> {
+    let untrusted =
+        |why: String| ScriptError::Start { program: program.to_owned(), source: std::io::Error::other(why) };
+    if !program.is_absolute() {
+        return Err(untrusted("its path is not absolute".into()));
+    }
+    let found = std::fs::metadata(program)
+        .map_err(|error| untrusted(format!("{error}; it has to be on both hosts, under the same path")))?;
+    let own = nix::unistd::Uid::effective().as_raw();
+    if !(found.uid() == 0 || found.uid() == own) || found.mode() & 0o022 != 0 {
+        return Err(untrusted("others than root can change it".into()));
+    }
+    Ok(())
 }
 
 /// A running program, the leader of its process group.
@@ -43,23 +61,18 @@ pub(super) struct Process {
 }
 
 impl Process {
-    pub(super) fn start(program: &Path, device: &Device) -> Result<Self, ScriptError> {
+    /// `about` says in the log what it is for.
+    pub(super) fn start(
+        program: &Path,
+        environment: &BTreeMap<String, String>,
+        about: String,
+    ) -> Result<Self, ScriptError> {
         let start = |source| ScriptError::Start { program: program.to_owned(), source };
         let mut command = Command::new(program);
-        command
-            .process_group(0)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .env("REMUS_KIND", device.kind.to_string())
-            .env("REMUS_DOMID", device.domid.to_string())
-            .env("REMUS_DEVID", device.devid.to_string())
-            .env("REMUS_NAMES", device.names.join(" "));
-        for (key, value) in &device.params {
-            let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
-            // The names and values are the toolstack's; a value with a NUL could not be passed.
-            let name: String = key.chars().map(plain).collect();
-            command.env(format!("REMUS_PARAM_{name}"), value.replace('\0', ""));
+        command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        for (name, value) in environment {
+            // A value with a NUL could not be passed.
+            command.env(name, value.replace('\0', ""));
         }
         let mut child = command.spawn().map_err(start)?;
         let missing = || start(std::io::Error::other("it has no standard streams"));
@@ -68,7 +81,7 @@ impl Process {
         else {
             return Err(missing());
         };
-        let (name, about) = (program.display().to_string(), device.to_string());
+        let name = program.display().to_string();
         tokio::spawn(async move {
             let mut lines = BufReader::new(messages).lines();
             while let Ok(Some(line)) = lines.next_line().await {

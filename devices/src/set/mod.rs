@@ -70,7 +70,6 @@ enum Phase {
     Arm,
     Postsuspend,
     Preresume,
-    Confirm,
     Commit,
     Abandon,
 }
@@ -81,7 +80,6 @@ impl Phase {
             Phase::Arm => "be armed",
             Phase::Postsuspend => "close an epoch",
             Phase::Preresume => "prepare to resume",
-            Phase::Confirm => "confirm an epoch",
             Phase::Commit => "commit an epoch",
             Phase::Abandon => "abandon an epoch",
         }
@@ -187,15 +185,6 @@ impl DeviceSet {
         self.run(Phase::Preresume, epoch).await
     }
 
-    /// Waits until every device has at the backup what it sends there by itself. The guest runs. Before
-    /// [`DeviceSet::commit`].
-    ///
-    /// # Errors
-    /// As for [`DeviceSet::postsuspend`].
-    pub async fn confirm(&mut self, epoch: &EpochContext) -> Result<(), SetError> {
-        self.run(Phase::Confirm, epoch).await
-    }
-
     /// The epoch is acknowledged.
     ///
     /// # Errors
@@ -224,7 +213,6 @@ impl DeviceSet {
                 Phase::Arm => t.ops.arm(),
                 Phase::Postsuspend => t.ops.postsuspend(epoch),
                 Phase::Preresume => t.ops.preresume(epoch),
-                Phase::Confirm => t.ops.confirm(epoch),
                 Phase::Commit => t.ops.commit(epoch),
                 Phase::Abandon => t.ops.abandon(epoch),
             })

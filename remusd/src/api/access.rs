@@ -24,7 +24,7 @@ impl Access {
         let (uid, gid, pid) = (caller.uid, caller.gid, caller.pid);
         if caller.uid != 0 && request.names_a_program() {
             tracing::warn!(uid, gid, pid, ?request, "denied");
-            let text = "Only root may say which command is run, since it runs as root: leave out ssh, command, stock_receiver, netbuffer_script and a witness script";
+            let text = "Only root may say which command is run, since it runs as root: leave out ssh, command, stock_receiver, netbuffer_script, disk_scripts and a witness script";
             return Err(ApiError::new(ErrorCode::Denied, text));
         }
         if allowed {

@@ -154,6 +154,7 @@ fn every_type_has_the_members_that_are_written() {
             "ProtectOptions",
             json!(ProtectOptions {
                 netbuffer_script: Some("/x".into()),
+                disk_scripts: [("xvda".into(), "/x".into())].into(),
                 witness: Some("x".into()),
                 ..ProtectOptions::default()
             }),

@@ -203,7 +203,9 @@ impl Request {
             || target.command.is_some()
             || target.stock_receiver.is_some()
             || options.as_ref().is_some_and(|o| {
-                o.netbuffer_script.is_some() || o.witness.as_ref().is_some_and(|w| w.starts_with("script:"))
+                o.netbuffer_script.is_some()
+                    || !o.disk_scripts.is_empty()
+                    || o.witness.as_ref().is_some_and(|w| w.starts_with("script:"))
             })
     }
 

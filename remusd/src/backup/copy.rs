@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use devices::mirror::Standby;
+use devices::Copies;
 use tokio::io::AsyncRead;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -117,7 +117,7 @@ pub(super) async fn check_alive(
     known: Option<DomId>,
     epoch: Epoch,
     armed: bool,
-    disks: Standby,
+    disks: Copies,
     inputs: mpsc::UnboundedSender<Input>,
 ) {
     let mut backoff = patient(Duration::from_millis(10), Duration::from_millis(200));
@@ -153,7 +153,7 @@ pub(super) async fn destroy(
     mut ended: watch::Receiver<bool>,
     kill: CancellationToken,
     patience: Duration,
-    disks: Standby,
+    disks: Copies,
     inputs: mpsc::UnboundedSender<Input>,
 ) {
     if tokio::time::timeout(patience, ended.wait_for(|ended| *ended)).await.is_err() {

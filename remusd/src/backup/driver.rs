@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use devices::Copies;
 use devices::mirror::Standby;
+use devices::script::ScriptStandby;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -108,7 +110,7 @@ pub(super) struct Driver {
     witness_away: bool,
     unread_told: bool,
     comparer: Comparer,
-    disks: Standby,
+    disks: Copies,
     gray: Watch,
     record: IncomingRecord,
     status: watch::Sender<IncomingStatus>,
@@ -168,7 +170,10 @@ impl Driver {
             witness_away: false,
             unread_told: false,
             comparer: Comparer::new(),
-            disks: Standby::new(&settings.disk_sockets, Vec::new()),
+            disks: Copies {
+                mirrored: Standby::new(&settings.disk_sockets, Vec::new()),
+                scripted: ScriptStandby::default(),
+            },
             gray: Watch::backup(detection(&start.offer)),
             record: start.record,
             status,
@@ -219,17 +224,15 @@ impl Driver {
 
     async fn link(&mut self, event: Option<SessionEvent>) {
         match event {
-            Some(SessionEvent::Frame(frame)) => {
-                match &frame {
+            Some(SessionEvent::Frame(mut frame)) => {
+                match &mut frame {
                     Frame::Heartbeat(beat) => self.heartbeat(*beat),
                     Frame::Audit(sample) => self.comparer.sample(sample.clone()),
-                    Frame::EpochEnd(end) if self.waits_for_disks(end) => return,
-                    Frame::Config(config) => {
-                        let config = config.clone();
-                        if let Err(text) = self.take_disks(&config).await {
-                            return self.step(Event::ReceiverDied(text));
-                        }
-                    }
+                    Frame::EpochEnd(end) if self.waits_for_disks(&*end) => return,
+                    Frame::Config(config) => match self.take_disks(config).await {
+                        Ok(without) => *config = without,
+                        Err(text) => return self.step(Event::ReceiverDied(text)),
+                    },
                     _ => {}
                 }
                 if matches!(frame, Frame::Handover { .. })

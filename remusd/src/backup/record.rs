@@ -1,5 +1,6 @@
 //! What a restarted daemon must know of the backup side (hazard F25b, DESIGN R4, R9).
 
+use devices::script::ScriptedDisk;
 use serde::{Deserialize, Serialize};
 
 use super::error::BackupError;
@@ -66,6 +67,9 @@ pub struct IncomingRecord {
     /// Its mirrored disks: they follow until the copy is activated or given up.
     #[serde(default)]
     pub disks: Vec<String>,
+    /// Its disks that programs keep, likewise.
+    #[serde(default)]
+    pub scripted: Vec<ScriptedDisk>,
 }
 
 impl IncomingRecord {
@@ -85,6 +89,7 @@ impl IncomingRecord {
             owed: false,
             offer: None,
             disks: Vec::new(),
+            scripted: Vec::new(),
         }
     }
 }

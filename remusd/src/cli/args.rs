@@ -316,6 +316,20 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_is_given_to_a_program_once_and_in_these_words() {
+        let Request::Protect { options: Some(options), .. } =
+            request("remus protect g b --disk xvda=script:/a --disk xvdb=script:/b").unwrap()
+        else {
+            panic!("not a protection")
+        };
+        let scripts: Vec<_> = options.disk_scripts.iter().map(|(d, p)| (d.as_str(), p.to_str().unwrap())).collect();
+        assert_eq!(scripts, [("xvda", "/a"), ("xvdb", "/b")]);
+        for wrong in ["xvda", "xvda=/a", "=script:/a", "xvda=script:", "xvda=script:/a --disk xvda=script:/b"] {
+            assert!(request(&format!("remus protect g b --disk {wrong}")).unwrap_err().contains("--disk"), "{wrong}");
+        }
+    }
+
+    #[test]
     fn ranges_are_checked() {
         assert!(request("remus protect g b -i 0").unwrap_err().contains("interval-ms"));
     }

@@ -1,5 +1,6 @@
 //! Options of `remus protect`.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
@@ -88,6 +89,10 @@ pub struct Protect {
     /// held), stock-receiver (HOST is a command that runs `xl migrate-receive -r`), blackhole (no copy at all).
     #[arg(long = "unsafe", value_name = "WHAT")]
     pub unsafe_choices: Vec<String>,
+    /// A disk that a program keeps in step, on both hosts: its name in the guest, and the program (docs/disks.md). May be given for
+    /// several disks. A name without a slash is looked for in PATH.
+    #[arg(long = "disk", value_name = "VDEV=script:PROGRAM")]
+    pub disks: Vec<String>,
     /// Who decides when one host is lost: http(s)://HOST:PORT of an etcd (several with commas), script:/PATH, or `configured` for the
     /// one in /etc/remus/witness.json. It must be on neither host. Without one only an operator can activate the backup.
     #[arg(long, value_name = "WITNESS")]
@@ -120,6 +125,22 @@ fn program(typed: &Path) -> Result<PathBuf, String> {
 }
 
 impl Protect {
+    fn disk_scripts(&self) -> Result<BTreeMap<String, PathBuf>, String> {
+        let mut scripts = BTreeMap::new();
+        for typed in &self.disks {
+            let parts = typed.split_once('=').and_then(|(vdev, how)| Some((vdev, how.strip_prefix("script:")?)));
+            let Some((vdev, path)) = parts.filter(|(vdev, path)| !vdev.is_empty() && !path.is_empty()) else {
+                return Err(format!(
+                    "--disk {typed}: write VDEV=script:PROGRAM, such as xvdb=script:/usr/lib/remus/disk-by-copy"
+                ));
+            };
+            if scripts.insert(vdev.to_owned(), program(Path::new(path))?).is_some() {
+                return Err(format!("--disk {typed}: {vdev} is given twice"));
+            }
+        }
+        Ok(scripts)
+    }
+
     /// The request that was typed.
     ///
     /// # Errors
@@ -136,6 +157,7 @@ impl Protect {
             no_monitor: self.no_monitor,
             manage_autostart: self.manage_autostart,
             netbuffer_script: self.netbuffer_script.as_deref().map(program).transpose()?,
+            disk_scripts: self.disk_scripts()?,
             witness: self.witness.clone(),
             then: match &self.then {
                 Some(host) => Then::To(host.clone()),

@@ -6,10 +6,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use devices::drbd::{CheckpointIoctls, Drbd, DrbdLimits, Sent};
+use devices::drbd::Drbd;
+use devices::mirror::client::{DiskClient, RUN};
 use devices::mirror::{DiskNews, Mirror, MirrorConfig};
 use devices::netbuffer::{NetBuffer, NetBufferConfig, NetEvent, SetupScript, SetupStore};
-use devices::{Allow, Device, DeviceSet, Kind, NoOp, Node, Policy, Subkind, classify};
+use devices::script::{Script, ScriptLimits, ScriptedDisk};
+use devices::{Allow, Device, DeviceSet, Ending, Kind, NoOp, Node, Policy, Subkind, classify};
 use tokio::sync::mpsc;
 
 use crate::api::{ApiError, ErrorCode};
@@ -97,29 +99,13 @@ fn drbd_probe() -> Option<PathBuf> {
     SCRIPTS.iter().map(|dir| Path::new(dir).join("block-drbd-probe")).find(|path| path.is_file())
 }
 
-/// The checkpoint ioctls of a DRBD that no present kernel loads: such a disk is recognised, and then refused by name.
-struct NoIoctls;
-
-impl CheckpointIoctls for NoIoctls {
-    fn send(&self, device: &Path) -> std::io::Result<Sent> {
-        Err(std::io::Error::other(format!(
-            "{} can checkpoint, but this remusd was never tried with such a DRBD and does not use it; put a mirrored disk on its \
-             backing device (docs/disks.md)",
-            device.display()
-        )))
-    }
-
-    fn wait(&self, device: &Path) -> std::io::Result<()> {
-        self.send(device).map(drop)
-    }
-}
-
-/// The device set that these options ask for. What happens to the network buffers goes to `events`, to mirrored disks to `disks`.
+/// The device set that these options ask for, with `scripted` in the care of their programs. What happens to the network buffers goes to `events`, to mirrored disks to `disks`.
 #[must_use]
 pub fn set(
     options: &ProtectOptions,
     target: &Target,
     store: &Arc<dyn XenStore>,
+    scripted: &[ScriptedDisk],
     events: mpsc::Sender<NetEvent>,
     disks: mpsc::Sender<DiskNews>,
 ) -> DeviceSet {
@@ -138,13 +124,16 @@ pub fn set(
             None => buffer,
         }));
     }
+    for disk in scripted {
+        subkinds.push(Arc::new(Script::new(disk.clone(), ScriptLimits::default())));
+    }
     let peer = match target {
         Target::Host { host, .. } | Target::Tls { host, .. } => Some(host.clone()),
         Target::Command(_) | Target::Blackhole | Target::StockReceiver(_) => None,
     };
     subkinds.push(Arc::new(Mirror::new(MirrorConfig { peer, ..MirrorConfig::default() }, disks)));
     if let Some(probe) = drbd_probe() {
-        subkinds.push(Arc::new(Drbd::new(probe, Arc::new(NoIoctls), DrbdLimits::default())));
+        subkinds.push(Arc::new(Drbd::new(probe)));
     }
     let names = options.unsafe_disks.iter().filter(|d| *d != "all");
     let mut policy = Policy::with_names(names.cloned());
@@ -164,12 +153,26 @@ pub fn vifs(set: &DeviceSet) -> Vec<String> {
         .collect()
 }
 
-/// The mirrored disks of a protection, by its record.
-#[must_use]
-pub fn mirrored(record: &PrimaryRecord) -> Vec<String> {
+/// Ends the care for the disks of a protection after a restart, by its record.
+///
+/// # Errors
+/// The first that could not be ended.
+pub async fn end_disks(record: &PrimaryRecord, ending: Ending) -> Result<(), String> {
     let records = record.devices.iter().filter_map(|r| serde_json::from_value::<devices::Record>(r.clone()).ok());
-    let names = records.filter(|r| r.subkind == "mirror").map(|r| r.data["disk"].as_str().map(str::to_owned));
-    names.flatten().collect()
+    for kept in records {
+        match kept.subkind.as_str() {
+            "mirror" => {
+                let Some(disk) = kept.data["disk"].as_str() else { continue };
+                let mut client = DiskClient::new(RUN.as_ref(), disk);
+                devices::mirror::end_protection(&mut client, ending).await.map_err(|e| e.to_string())?;
+            }
+            "script" => {
+                devices::script::end_protection(&kept.device, &kept.data, ending).await.map_err(|e| e.to_string())?
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// How long the device model may take for anything else than saving its state.

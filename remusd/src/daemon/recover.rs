@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use devices::Ending;
-use devices::mirror::client::{DiskClient, RUN};
 use devices::netbuffer::NetError;
 
 use super::decide::{or_abort, settle};
@@ -404,10 +403,7 @@ impl Daemon {
         if let Some(script) = super::devices::script(&record.options, &self.host.store) {
             script.recover(record.domid.0, &record.vifs, ending).await.map_err(|e| e.to_string())?;
         }
-        for disk in super::devices::mirrored(record) {
-            let mut client = DiskClient::new(RUN.as_ref(), &disk);
-            devices::mirror::end_protection(&mut client, ending).await.map_err(|e| e.to_string())?;
-        }
+        super::devices::end_disks(record, ending).await?;
         for leftover in devices::netbuffer::leftovers().await.map_err(|e| e.to_string())? {
             let ours = leftover.vif.as_ref().is_some_and(|vif| record.vifs.contains(vif))
                 || leftover.device.is_some_and(|(domid, _)| domid == record.domid.0);

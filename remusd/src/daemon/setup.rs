@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use devices::script::ScriptedDisk;
 use tokio::sync::mpsc;
 
 use super::{Daemon, Primary, monitor, peer_role, resolve};
@@ -21,6 +22,7 @@ use crate::protect::options::{Next, OnPrimaryLoss, ProtectOptions, Target, Then}
 use crate::protect::ownership::WitnessSource;
 use crate::protect::peer::{Outlet, PeerControl, PeerEvent, PeerLost};
 use crate::protect::peers::{blackhole::Blackhole, link as link_peer, sleep::Sleep, stock};
+use crate::protect::scripts;
 use crate::state::{PrimaryRecord, STATE_VERSION};
 use crate::witness;
 use crate::xen::{DomainInfo, GuestType, LogDirty, Suspender};
@@ -151,6 +153,7 @@ impl Daemon {
         self.check_witness(&target, &options).await?;
         let autostart = autostart(&Xendomains::of_host(), &domain, options.manage_autostart)?;
         let devices = super::devices::of(&*self.host.store, domid, found.info.guest_type).await?;
+        let scripted = scripted(&target, &options, &config)?;
         let pause_deadline = Duration::from_millis(options.pause_deadline_ms);
         let model = super::devices::model(domid, found.info.guest_type, &self.host.store, pause_deadline)
             .await
@@ -168,7 +171,7 @@ impl Daemon {
             then: next_protection(&options),
             ..offer(domain.uuid, &domain.name, Some(&found.info), &options)
         };
-        let peer = connect(&target, &self.pairing(), key, offer, &options, &config).await?;
+        let peer = connect(&target, &self.pairing(), key, offer, &options, (&config, &scripted)).await?;
 
         let witness = match self.open_witness(&options, domain.uuid, generation, peer.welcome.as_ref()) {
             Ok(witness) => witness,
@@ -180,7 +183,7 @@ impl Daemon {
         };
         let (net_send, net_events) = mpsc::channel(256);
         let (disk_send, disk_news) = mpsc::channel(64);
-        let mut set = super::devices::set(&options, &target, &self.host.store, net_send, disk_send);
+        let mut set = super::devices::set(&options, &target, &self.host.store, &scripted, net_send, disk_send);
         if let Err(error) = set.setup(devices).await {
             peer.control.stop(&crate::protect::machine::StopWhy::Planned).await;
             peer.control.close().await;
@@ -377,18 +380,28 @@ impl Daemon {
     }
 }
 
+/// The disks that the options give to programs, which the other host has to run too.
+fn scripted(target: &Target, options: &ProtectOptions, config: &DomainConfig) -> Result<Vec<ScriptedDisk>, ApiError> {
+    let invalid = |text: String| ApiError::new(ErrorCode::Invalid, text);
+    if matches!(target, Target::StockReceiver(_)) && !options.disk_scripts.is_empty() {
+        return Err(invalid("--disk: the other side is no remusd and would not run the program".into()));
+    }
+    scripts::scripted(&config.json, &options.disk_scripts).map_err(invalid)
+}
+
 async fn connect(
     target: &Target,
     pairing: &Result<Arc<Pairing>, String>,
     key: SessionKey,
     offer: ProtectOffer,
     options: &ProtectOptions,
-    config: &DomainConfig,
+    (config, scripted): (&DomainConfig, &[ScriptedDisk]),
 ) -> Result<Peer, ApiError> {
     let (send, events) = mpsc::unbounded_channel();
     let protection = offer.protection;
     let peer_error = |PeerLost(text): PeerLost| ApiError::new(ErrorCode::Peer, text);
     if let Some(transport) = transport(target, pairing) {
+        let sent = scripts::add(&config.json, scripted).map_err(|text| failed(&text))?;
         let (sender, link_events) =
             PrimaryLink::connect(&transport, key, offer, &link_options(options)).await.map_err(|e| match e {
                 LinkError::Superseded { .. } => ApiError::new(
@@ -397,10 +410,7 @@ async fn connect(
                 ),
                 other => ApiError::new(ErrorCode::Peer, other.to_string()),
             })?;
-        sender
-            .config(bytes::Bytes::from(config.json.clone()))
-            .await
-            .map_err(|e| ApiError::new(ErrorCode::Peer, e.to_string()))?;
+        sender.config(bytes::Bytes::from(sent)).await.map_err(|e| ApiError::new(ErrorCode::Peer, e.to_string()))?;
         let detection = Duration::from_millis(options.detection_ms);
         let sleep = Sleep::new(detection, std::time::Instant::now());
         let name = target.label().to_string();

@@ -15,3 +15,4 @@ pub mod peers;
 pub mod pump;
 pub mod recovery;
 pub mod report;
+pub mod scripts;

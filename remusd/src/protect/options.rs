@@ -1,5 +1,7 @@
 //! What an operator may choose when protecting a domain.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -109,7 +111,10 @@ pub struct ProtectOptions {
     pub on_primary_loss: OnPrimaryLoss,
     /// A script that makes the intermediate device of each vif in our place (`xl remus -N`).
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub netbuffer_script: Option<std::path::PathBuf>,
+    pub netbuffer_script: Option<PathBuf>,
+    /// Programs that keep disks in step, by the disks' vdev names (docs/disks.md).
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub disk_scripts: BTreeMap<String, PathBuf>,
     /// The witness that decides who goes on alone, as typed: an etcd's URL or `script:PATH`. `None` is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub witness: Option<String>,
@@ -141,6 +146,7 @@ impl Default for ProtectOptions {
             on_backup_loss: OnBackupLoss::default(),
             on_primary_loss: OnPrimaryLoss::default(),
             netbuffer_script: None,
+            disk_scripts: BTreeMap::new(),
             no_monitor: false,
             witness: None,
             then: Then::default(),

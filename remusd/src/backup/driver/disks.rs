@@ -1,16 +1,20 @@
-//! The mirrored disks of one copy: they hold an epoch before its memory counts as whole, and are exactly the activated epoch's before
+//! The disks of one copy, mirrored or kept by programs: they hold an epoch before its memory counts as whole, and are exactly the activated epoch's before
 //! the copy is built (R5).
 //!
 //! The machine knows nothing of them. An armed epoch's end is kept from it until every disk has all of that epoch's writes: so what
 //! it acknowledges or activates, the disks have too. If the primary dies before, the epoch is not whole, and the one before counts.
 
+use bytes::Bytes;
+use devices::Copies;
 use devices::mirror::Standby;
 use devices::mirror::standby::name_of;
+use devices::script::{ScriptLimits, ScriptStandby};
 
 use super::{Driver, Input};
 use crate::backup::machine::Event;
 use crate::ids::Epoch;
 use crate::link::EpochEnd;
+use crate::protect::scripts;
 use crate::stream::{PlainComposer, Record};
 
 /// The mirrored disks of a domain, from libxl's JSON; CD-ROMs and disks by other backends are not ours.
@@ -22,17 +26,26 @@ fn names(links: &std::path::Path, config: &serde_json::Value) -> Vec<String> {
 }
 
 impl Driver {
-    /// Finds the disks of the configuration that has arrived and makes them follow.
-    pub(super) async fn take_disks(&mut self, config: &[u8]) -> Result<(), String> {
-        let json: serde_json::Value = serde_json::from_slice(config).map_err(|error| error.to_string())?;
-        self.disks = Standby::new(&self.settings.disk_sockets, names(&self.settings.disk_links, &json));
-        if self.disks.is_empty() {
-            return Ok(());
-        }
+    /// Finds the disks of the configuration that has arrived and makes them follow. Returns what of it is libxl's.
+    pub(super) async fn take_disks(&mut self, config: &Bytes) -> Result<Bytes, String> {
+        let (config, scripted) = match scripts::take(config)? {
+            Some((config, scripted)) => (Bytes::from(config), scripted),
+            None => (config.clone(), Vec::new()),
+        };
+        let json: serde_json::Value = serde_json::from_slice(&config).map_err(|error| error.to_string())?;
+        let mirrored = names(&self.settings.disk_links, &json);
         // Before they follow: a restarted daemon must know what to give free.
-        self.record.disks = self.disks.names().to_vec();
+        (self.record.disks, self.record.scripted) = (mirrored.clone(), scripted.clone());
+        self.disks = Copies {
+            mirrored: Standby::new(&self.settings.disk_sockets, mirrored),
+            scripted: ScriptStandby::new(scripted, ScriptLimits::default()),
+        };
+        if self.disks.is_empty() {
+            return Ok(config);
+        }
         self.records.save(&self.record).map_err(|error| error.to_string())?;
-        self.disks.accept().await.map_err(|error| error.to_string())
+        self.disks.accept().await.map_err(|error| error.to_string())?;
+        Ok(config)
     }
 
     /// Whether the end of this epoch has to wait for the disks; it comes again as [`Input::DisksHold`].
@@ -65,7 +78,7 @@ impl Driver {
     }
 
     /// As the machine sees it, disks that cannot be used are a copy that cannot be built.
-    pub(super) fn disks_ready(&mut self, ready: Result<bytes::Bytes, String>) {
+    pub(super) fn disks_ready(&mut self, ready: Result<Bytes, String>) {
         match ready {
             Ok(tail) => self.feed(vec![tail]),
             Err(text) => self.step(Event::ReceiverDied(text)),

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use devices::Copies;
 use devices::mirror::Standby;
+use devices::script::{ScriptLimits, ScriptStandby};
 
 use super::{Decline, Registry};
 use crate::backup::copy::{Whose, destroy_domain};
@@ -40,7 +42,10 @@ impl Registry {
                 (EventKind::Recovered, format!("the copy had been activated and runs as domain {}", domain.domid))
             } else {
                 destroy_domain(self.host.as_ref(), &whose).await;
-                let disks = Standby::new(&self.settings.disk_sockets, record.disks.clone());
+                let disks = Copies {
+                    mirrored: Standby::new(&self.settings.disk_sockets, record.disks.clone()),
+                    scripted: ScriptStandby::new(record.scripted.clone(), ScriptLimits::default()),
+                };
                 for error in disks.release().await {
                     tracing::error!(domain = record.name, "giving its disks free: {error}");
                 }
