@@ -225,6 +225,30 @@ impl DiskClient {
         self.call(&Request::Connect { via: via.map(str::to_owned) }, "connect", SLOW).await
     }
 
+    /// Source: keeps no session any more. Returns when it has ended.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn disconnect(&mut self) -> Result<(), ClientError> {
+        self.call(&Request::Disconnect {}, "disconnect", SLOW).await
+    }
+
+    /// Source: begins to compare both copies; the end is the event [`DiskEvent::Verified`].
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn verify(&mut self) -> Result<(), ClientError> {
+        self.call(&Request::Verify {}, "verify", QUICK).await
+    }
+
+    /// Source: ends comparing; the event says how far it came. `false` if nothing was being compared.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn abort_verify(&mut self) -> Result<bool, ClientError> {
+        self.call(&Request::AbortVerify {}, "end comparing", QUICK).await
+    }
+
     /// Makes a copy that is known to be good the source; any, with `force`.
     ///
     /// # Errors

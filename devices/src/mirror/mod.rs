@@ -3,12 +3,11 @@
 //! - [`core`]: the rules, without input and output.
 //! - [`io`], [`nbd`], [`peer`]: the disk below, the guest's side, the other host's side.
 //! - [`service`]: the process that puts them together, one per disk.
-//! - [`Mirror`], [`Standby`], [`client`]: the device layer's and the daemon's view of it, on the primary and on the backup; [`jobs`]: its slow operations.
+//! - [`Mirror`], [`Standby`], [`client`]: the device layer's and the daemon's view of it, on the primary and on the backup.
 
 pub mod client;
 pub mod core;
 pub mod io;
-pub mod jobs;
 pub mod nbd;
 pub mod peer;
 pub mod service;

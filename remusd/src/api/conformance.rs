@@ -48,7 +48,8 @@ fn requests() -> Vec<Request> {
         Request::AssumeAlone { domain: "g".into(), tag: tag.clone() },
         Request::Drill { domain: "g".into(), run_ms: Some(1), tag: tag.clone() },
         Request::Discard { domain: "g".into(), tag: tag.clone() },
-        Request::Recover { domain: domain(), assume_owner: true, tag },
+        Request::Recover { domain: domain(), assume_owner: true, tag: tag.clone() },
+        Request::VerifyDisk { disk: "d".into(), tag },
         Request::Abort { job: OperationId(1), wait: true },
     ]
 }

@@ -171,6 +171,14 @@ pub enum Request {
         #[serde(default)]
         tag: Option<String>,
     },
+    /// Compare both copies of a mirrored disk of which this host has the source.
+    VerifyDisk {
+        /// Its name.
+        disk: String,
+        /// See [`Request`].
+        #[serde(default)]
+        tag: Option<String>,
+    },
     /// Ask a job to give up.
     Abort {
         /// Its number.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use super::disk::Disk;
+use super::disk::{Disk, DiskCommand};
 use super::pair::{Keys, Pair};
 use super::protect::Protect;
 use crate::api::Request;
@@ -70,8 +70,11 @@ pub enum Command {
         /// Its number, as `remus jobs` shows it.
         job: u64,
         /// Do not wait for its end.
-        #[arg(long)]
+        #[arg(long, alias = "async")]
         no_wait: bool,
+        /// Wait for its end for so many seconds at most; it goes on ending.
+        #[arg(long, value_name = "S", conflicts_with = "no_wait", value_parser = clap::value_parser!(u64).range(1..))]
+        timeout: Option<u64>,
     },
     /// On the backup: start the copy, because the primary host is gone.
     Failover {
@@ -231,7 +234,7 @@ impl Args {
                 }
             }
             Command::Jobs => Request::Jobs {},
-            Command::Abort { job, no_wait } => Request::Abort { job: OperationId(*job), wait: !no_wait },
+            Command::Abort { job, no_wait, .. } => Request::Abort { job: OperationId(*job), wait: !no_wait },
             Command::Failover { domain, primary_is_off, notify } => {
                 Request::Failover { domain: domain.clone(), primary_is_off: *primary_is_off, tag: notify.tag.clone() }
             }
@@ -243,6 +246,9 @@ impl Args {
                 Request::Recover { domain: domain.clone(), assume_owner: *assume_owner, tag: notify.tag.clone() }
             }
             Command::Gate(_) => return Err("the gate needs no daemon".into()),
+            Command::Disk(Disk { command: DiskCommand::Verify { name, notify } }) => {
+                Request::VerifyDisk { disk: name.clone(), tag: notify.tag.clone() }
+            }
             Command::Disk(_) => return Err("disks need no daemon".into()),
         })
     }
@@ -310,6 +316,11 @@ mod tests {
         assert_eq!(typed, Request::FollowEvents { domain: Some("web".into()), kinds, after: Some(7) });
         assert_eq!(request("remus abort 3").unwrap(), Request::Abort { job: OperationId(3), wait: true });
         assert_eq!(request("remus abort 3 --no-wait").unwrap(), Request::Abort { job: OperationId(3), wait: false });
+        assert_eq!(request("remus abort 3 --async").unwrap(), Request::Abort { job: OperationId(3), wait: false });
+        assert_eq!(request("remus abort 3 --timeout 5").unwrap(), Request::Abort { job: OperationId(3), wait: true });
+        assert!(request("remus abort 3 --timeout 5 --async").is_err() && request("remus abort 3 --force").is_err());
+        let compared = request("remus disk verify d0 --tag t").unwrap();
+        assert_eq!(compared, Request::VerifyDisk { disk: "d0".into(), tag: Some("t".into()) });
         let tagged = request("remus unprotect web --tag mine").unwrap();
         assert_eq!(tagged, Request::Unprotect { domain: "web".into(), tag: Some("mine".into()) });
         assert!(request("remus protect g b --foreground --tag x").is_err());

@@ -9,6 +9,7 @@ use clap::{Args, Subcommand};
 use devices::mirror::client::{ClientError, DiskClient, RUN};
 use devices::mirror::service::Status;
 
+use super::args::Notify;
 use crate::api::{ApiError, ErrorCode};
 use crate::ops::Backoff;
 
@@ -62,6 +63,14 @@ pub enum DiskCommand {
     Demote {
         /// The disk.
         name: String,
+    },
+    /// Compare both copies while the disk is used, from the host that has the source; fails if they differ, and has that repaired.
+    Verify {
+        /// The disk.
+        name: String,
+        /// How to hear of the end.
+        #[command(flatten)]
+        notify: Notify,
     },
     /// Show the disks of this host, or one of them.
     Status {
@@ -131,6 +140,7 @@ pub async fn run(disk: &Disk) -> Result<serde_json::Value, ApiError> {
             client(name).demote().await.map_err(|error| client_error(&error))?;
             message(format!("disk {name} is a copy now and follows whoever connects"))
         }
+        DiskCommand::Verify { .. } => Err(ApiError::new(ErrorCode::Invalid, "comparing is the daemon's work")),
         DiskCommand::Status { name } => {
             let names = match name {
                 Some(name) => vec![name.clone()],

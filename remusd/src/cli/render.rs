@@ -3,8 +3,8 @@
 use std::io::IsTerminal;
 
 use crate::api::{MayRun, Role, StatusRow};
-use crate::ops::operation::{Job, JobState};
-use crate::ops::{Event, EventKind};
+use crate::ops::operation::{Job, JobState, Progress};
+use crate::ops::{Event, EventKind, OperationKind};
 
 /// Whether to use colours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,6 +166,21 @@ pub fn status(rows: &[StatusRow], paint: Paint) -> String {
     columns(["DOMAIN", "IS", "FROM -> TO", "EPOCH", "STALE", "LOST NOW", "MAY RUN", "PAUSE", "NOTE"], &lines, paint)
 }
 
+/// How far a job is; of one on a disk, whose progress is in bytes, also how fast it goes and for how long still.
+fn progress(job: &Job, Progress { pages: done, total, .. }: Progress) -> String {
+    let done = done.min(total);
+    let percent = format!("{} %", done * 100 / total);
+    if !matches!(job.kind, OperationKind::DiskSync | OperationKind::DiskVerify) {
+        return percent;
+    }
+    let rate = (done * 1000).checked_div(job.ran_ms).unwrap_or_default();
+    let left = match (job.state, ((total - done) * 1000).checked_div(rate)) {
+        (JobState::Running, Some(ms)) => format!(", {} to go", age(ms)),
+        _ => String::new(),
+    };
+    format!("{percent} of {}, {}/s{left}", size(total), size(rate))
+}
+
 /// The jobs: a line for each.
 #[must_use]
 pub fn jobs(jobs: &[Job], paint: Paint) -> String {
@@ -182,10 +197,7 @@ pub fn jobs(jobs: &[Job], paint: Paint) -> String {
                 JobState::Cancelled => ("cancelled", Some(YELLOW)),
                 JobState::Failed => ("failed", Some(RED)),
             };
-            let progress = job
-                .progress
-                .filter(|p| p.total > 0)
-                .map_or("-".into(), |p| format!("{} %", p.pages.min(p.total) * 100 / p.total));
+            let progress = job.progress.filter(|p| p.total > 0).map_or("-".into(), |p| progress(job, p));
             let by = job.initiator.map_or("remusd".into(), |by| format!("uid {}", by.uid));
             let cells = [
                 job.id.to_string(),

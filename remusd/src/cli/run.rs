@@ -44,6 +44,7 @@ async fn elsewhere(args: &Args) -> Option<Result<u8, ApiError>> {
     match &args.command {
         Command::Top { domain } => Some(super::top::run(&args.socket(), domain.clone()).await),
         Command::Gate(gate) => Some(run_gate(args, gate).await),
+        Command::Disk(super::disk::Disk { command: super::disk::DiskCommand::Verify { .. } }) => None,
         Command::Disk(disk) => Some(run_disk(args, disk).await),
         Command::Doctor(doctor) => Some(Ok(super::doctor::doctor(doctor, args.json))),
         Command::Completions { shell } => {
@@ -65,10 +66,20 @@ async fn asked(args: &Args) -> Result<u8, ApiError> {
             Ok(Request::AssumeAlone { domain, .. }) if !said_yes(args) && !confirmed(&domain) => {
                 Err(ApiError::new(ErrorCode::Conflict, "nothing was done"))
             }
-            Ok(request) => talk(args, request).await,
+            Ok(request) => within(&args.command, talk(args, request)).await,
             Err(text) => Err(ApiError::new(ErrorCode::Invalid, text)),
         },
     }
+}
+
+/// Waits for the end of an abort no longer than was said. Hanging up takes nothing back.
+async fn within(command: &Command, asked: impl Future<Output = Result<u8, ApiError>>) -> Result<u8, ApiError> {
+    let Command::Abort { job, timeout: Some(seconds), .. } = command else { return asked.await };
+    tokio::time::timeout(Duration::from_secs(*seconds), asked).await.unwrap_or_else(|_| {
+        let text = format!("job {job} was told to give up and has not ended within {seconds} s; `remus jobs` and the event of its end say \
+                            what it became");
+        Err(ApiError::new(ErrorCode::Failed, text))
+    })
 }
 
 /// What goes to the pairing socket; `None` for everything else.

@@ -153,6 +153,14 @@ pub fn vifs(set: &DeviceSet) -> Vec<String> {
         .collect()
 }
 
+/// The mirrored disks of a protection, by its record.
+#[must_use]
+pub fn mirrored(record: &PrimaryRecord) -> Vec<String> {
+    let records = record.devices.iter().filter_map(|r| serde_json::from_value::<devices::Record>(r.clone()).ok());
+    let names = records.filter(|r| r.subkind == "mirror").map(|r| r.data["disk"].as_str().map(str::to_owned));
+    names.flatten().collect()
+}
+
 /// Ends the care for the disks of a protection after a restart, by its record.
 ///
 /// # Errors
@@ -167,7 +175,7 @@ pub async fn end_disks(record: &PrimaryRecord, ending: Ending) -> Result<(), Str
                 devices::mirror::end_protection(&mut client, ending).await.map_err(|e| e.to_string())?;
             }
             "script" => {
-                devices::script::end_protection(&kept.device, &kept.data, ending).await.map_err(|e| e.to_string())?
+                devices::script::end_protection(&kept.device, &kept.data, ending).await.map_err(|e| e.to_string())?;
             }
             _ => {}
         }

@@ -53,13 +53,7 @@ impl Daemon {
         F: Future<Output = ()> + Send + 'static,
     {
         let domain = spec.domain.clone();
-        let (how, waiter) = match tag {
-            Some(tag) => (How::Event { tag }, None),
-            None => {
-                let (how, waiter) = How::wait();
-                (how, Some(waiter))
-            }
-        };
+        let (how, waiter) = How::of(tag);
         let (initiation, handle) = self.operations.begin(spec, how)?;
         let progress = initiation.progress();
         tokio::spawn(work(handle));

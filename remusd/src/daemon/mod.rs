@@ -3,6 +3,7 @@
 
 mod decide;
 pub mod devices;
+pub mod disks;
 mod ends;
 mod follow;
 pub mod jobs;
@@ -90,6 +91,8 @@ pub struct Daemon {
     pub log: Arc<EventLog>,
     /// Slow work under way.
     pub operations: Operations,
+    /// The slow work on this host's mirrored disks.
+    pub disks: Arc<disks::DiskJobs>,
     /// Counts what `remus top` wants to see.
     changed: watch::Sender<u64>,
     /// Protections of this host's guests. Ended ones are kept until the next of the same domain, for status.
@@ -135,13 +138,15 @@ impl Daemon {
         backups: Arc<crate::backup::Registry>,
         witnesses: Arc<witness::Witnesses>,
     ) -> Self {
+        let operations = Operations::new(log.clone());
         Self {
             witnesses,
             recoveries: Mutex::default(),
             recovering: std::sync::Mutex::default(),
             host,
             state,
-            operations: Operations::new(log.clone()),
+            disks: disks::DiskJobs::new(::devices::mirror::client::RUN.into(), operations.clone(), log.clone()),
+            operations,
             changed: watch::Sender::new(0),
             log,
             primaries: Mutex::default(),

@@ -7,7 +7,7 @@ use crate::api::server::{Answer, Service};
 use crate::api::{ApiError, Caller, ErrorCode, Request};
 use crate::link::Token;
 use crate::ops::operation::Initiator;
-use crate::ops::{EventKind, Filter};
+use crate::ops::{DomainRef, EventKind, Filter};
 
 type Answered = Result<serde_json::Value, ApiError>;
 
@@ -64,12 +64,24 @@ impl Service for Daemon {
             Request::Recover { domain, assume_owner, tag } => {
                 self.recover_asked(domain.as_deref(), assume_owner, by, tag).await
             }
+            Request::VerifyDisk { disk, tag } => {
+                let domain = self.domain_of_disk(&disk);
+                self.disks.verify(&disk, domain, by, tag).await?.answer().await
+            }
             Request::Abort { job, wait } => self.abort_job(job, wait).await,
         }
     }
 }
 
 impl Daemon {
+    /// The protected domain that has this mirrored disk.
+    fn domain_of_disk(&self, disk: &str) -> Option<DomainRef> {
+        let (records, _) = self.state.primaries();
+        let record =
+            records.into_iter().find(|record| super::devices::mirrored(record).iter().any(|name| name == disk))?;
+        Some(DomainRef { domid: Some(record.domid), name: record.name, uuid: record.uuid })
+    }
+
     async fn uuid_of(&self, typed: &str) -> Result<String, ApiError> {
         let found = resolve::domain(&self.host.hypervisor, &self.host.store, typed).await?;
         Ok(found.domain.uuid.to_string())

@@ -226,6 +226,9 @@ impl Daemon {
             peer.control.close().await;
             return Err(error);
         }
+        for disk in super::devices::mirrored(&record) {
+            self.disks.follow(&disk, domain.clone());
+        }
         self.end_monitor(domain.uuid).await;
         let monitor_record =
             monitor::MonitorRecord { uuid: domain.uuid, domid, name: domain.name.clone(), config: config.json.clone() };

@@ -2,6 +2,7 @@
 
 mod again;
 mod deciding;
+mod disk_jobs;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};

@@ -76,6 +76,8 @@ pub struct Status {
     pub role: String,
     /// Of the disk.
     pub size: u64,
+    /// Of a block.
+    pub block: u32,
     /// Clients are served.
     pub open: bool,
     /// The N of its `/dev/nbdN`, while it is attached.

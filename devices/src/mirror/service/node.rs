@@ -642,6 +642,7 @@ impl Node {
     pub fn status(&self) -> Status {
         let head = self.shared.head();
         let mut status = Status { name: self.shared.name.clone(), size: head.geometry.size, ..Status::default() };
+        status.block = head.geometry.block;
         status.link = self.links.join(&self.shared.name);
         let duty = lock(&self.shared.duty);
         match &*duty {

@@ -39,6 +39,18 @@ impl How {
         (Self::Wait(send), Waiter(receive))
     }
 
+    /// By event with this tag, or else by waiting.
+    #[must_use]
+    pub fn of(tag: Option<String>) -> (Self, Option<Waiter>) {
+        match tag {
+            Some(tag) => (Self::Event { tag }, None),
+            None => {
+                let (how, waiter) = Self::wait();
+                (how, Some(waiter))
+            }
+        }
+    }
+
     /// To be called.
     #[must_use]
     pub fn callback(call: impl FnOnce(Outcome) + Send + 'static) -> Self {

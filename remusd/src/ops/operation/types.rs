@@ -41,6 +41,8 @@ pub enum OperationKind {
     Resync,
     /// A disk's copies are made equal.
     DiskSync,
+    /// A disk's copies are compared.
+    DiskVerify,
 }
 
 impl OperationKind {
@@ -56,6 +58,7 @@ impl OperationKind {
         Self::AssumeAlone,
         Self::Resync,
         Self::DiskSync,
+        Self::DiskVerify,
     ];
 }
 
@@ -72,6 +75,7 @@ impl fmt::Display for OperationKind {
             Self::AssumeAlone => "assume_alone",
             Self::Resync => "resync",
             Self::DiskSync => "disk_sync",
+            Self::DiskVerify => "disk_verify",
         })
     }
 }
