@@ -139,24 +139,28 @@ pub(super) fn xenstore(probe: &dyn Probe) -> Finding {
     }
 }
 
-pub(super) fn modules(probe: &dyn Probe) -> Finding {
-    let release = probe.read("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let release = release.trim();
-    let folder = format!("/lib/modules/{release}");
-    let built: String =
+fn release(probe: &dyn Probe) -> String {
+    probe.read("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
+}
+
+/// Whether the running kernel has a module, loaded, built in or in its folder.
+pub(super) fn has_module(probe: &dyn Probe, name: &str) -> bool {
+    let folder = format!("/lib/modules/{}", release(probe));
+    let known: String =
         ["modules.dep", "modules.builtin"].iter().filter_map(|f| probe.read(&format!("{folder}/{f}"))).collect();
+    probe.exists(&format!("/sys/module/{name}"))
+        || known.contains(&format!("/{name}.ko"))
+        || known.contains(&format!("/{}.ko", name.replace('_', "-")))
+}
+
+pub(super) fn modules(probe: &dyn Probe) -> Finding {
     let wanted = ["ifb", "sch_ingress", "sch_plug", "cls_matchall", "act_mirred"];
-    let there = |name: &str| {
-        probe.exists(&format!("/sys/module/{name}"))
-            || built.contains(&format!("/{name}.ko"))
-            || built.contains(&format!("/{}.ko", name.replace('_', "-")))
-    };
-    let missing: Vec<_> = wanted.into_iter().filter(|name| !there(name)).collect();
+    let missing: Vec<_> = wanted.into_iter().filter(|name| !has_module(probe, name)).collect();
     match missing.is_empty() {
         true => Finding::ok("modules", wanted.join(", ")),
         false => Finding::fail(
             "modules",
-            format!("the kernel {release} has no {}", missing.join(", ")),
+            format!("the kernel {} has no {}", release(probe), missing.join(", ")),
             "output cannot be held without: use the distribution's full kernel (not a cloud kernel)",
         ),
     }

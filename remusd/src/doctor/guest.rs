@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Finding, Guest, Probe};
+use super::{Finding, Guest, Probe, disks};
 use crate::protect::domain::DomainConfig;
 
 /// The guests that run here, or the one of this name.
@@ -38,7 +38,8 @@ fn guest(config: &Value) -> Option<Guest> {
         let todo = "only devices whose backend is dom0 can be held back and copied";
         findings.push(Finding::fail("backends", format!("in driver domains: {}", foreign.join(", ")), todo));
     }
-    findings.push(disks(config));
+    let (finding, mirrored) = disks(config);
+    findings.push(finding);
     if let (Some(max), Some(target)) = (memory("max_memkb"), memory("target_memkb"))
         && max != target
     {
@@ -52,7 +53,7 @@ fn guest(config: &Value) -> Option<Guest> {
     bridges.retain(|bridge| !bridge.is_empty());
     bridges.sort();
     bridges.dedup();
-    Some(Guest { name, memory_mib: memory("max_memkb").map(|kib| kib / 1024), bridges, findings })
+    Some(Guest { name, memory_mib: memory("max_memkb").map(|kib| kib / 1024), bridges, mirrored, findings })
 }
 
 fn kind(known: &DomainConfig, config: &Value) -> Finding {
@@ -83,19 +84,37 @@ fn kind(known: &DomainConfig, config: &Value) -> Finding {
     }
 }
 
-fn disks(config: &Value) -> Finding {
+/// What becomes of the disks that it writes to, and those of them that are on the mirror.
+fn disks(config: &Value) -> (Finding, Vec<String>) {
     let writable = list(config, "disks").iter().filter(|disk| {
         let truth = |key: &str| disk.get(key).is_some_and(|v| v == true || v == 1 || v == "True");
         truth("readwrite") && !truth("is_cdrom")
     });
-    let names: Vec<_> = writable.map(|disk| text(disk, "vdev")).collect();
-    match names.is_empty() {
-        true => Finding::ok("disks", "none that is written to"),
-        false => Finding::warn(
-            "disks",
-            format!("written to: {}", names.join(", ")),
-            "their contents must be replicated, or named with --unsafe disk:VDEV (shared storage alone does not do: it would be ahead \
-             of the copy's memory)",
-        ),
+    let (mut mirrored, mut cached, mut others) = (Vec::new(), Vec::new(), Vec::new());
+    for disk in writable {
+        match disks::name_of(disk) {
+            Some(name) if disks::cached(disk) => cached.push(name),
+            Some(name) => mirrored.push(name),
+            None => others.push(text(disk, "vdev")),
+        }
     }
+    let finding = if !cached.is_empty() {
+        Finding::fail(
+            "disks",
+            format!("on the mirror, but not as phy: {}", cached.join(", ")),
+            "dom0's page cache is between the guest and the mirror: write phy:/dev/remus/NAME in its configuration",
+        )
+    } else if !others.is_empty() {
+        Finding::warn(
+            "disks",
+            format!("written to, and not on the mirror: {}", others.join(", ")),
+            "`remus disk create` sets a mirrored disk up; `--disk VDEV=script:PROGRAM` gives one to a program; --unsafe disk:VDEV lets it \
+             pass (shared storage alone does not do: it would be ahead of the copy's memory)",
+        )
+    } else if mirrored.is_empty() {
+        Finding::ok("disks", "none that is written to")
+    } else {
+        Finding::ok("disks", format!("on the mirror: {}", mirrored.join(", ")))
+    };
+    (finding, mirrored)
 }

@@ -4,6 +4,7 @@
 //! was found and, unless all is well, what to do about it.
 
 mod checks;
+mod disks;
 mod guest;
 mod pair;
 mod probe;
@@ -12,8 +13,11 @@ mod show;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
+pub use disks::DiskFacts;
 pub use pair::{compare, unreachable};
 pub use probe::{Output, Probe, RealProbe};
 pub use show::text;
@@ -73,6 +77,9 @@ pub struct Facts {
     pub bridges: Vec<String>,
     /// Memory that Xen can give to new domains, in MiB.
     pub free_memory_mib: Option<u64>,
+    /// Mirrored disks, by name.
+    #[serde(default)]
+    pub disks: BTreeMap<String, DiskFacts>,
 }
 
 /// What is known of one guest.
@@ -84,6 +91,9 @@ pub struct Guest {
     pub memory_mib: Option<u64>,
     /// The bridges that its interfaces are on.
     pub bridges: Vec<String>,
+    /// The mirrored disks that it has.
+    #[serde(default)]
+    pub mirrored: Vec<String>,
     /// What was found.
     pub findings: Vec<Finding>,
 }
@@ -130,6 +140,8 @@ pub fn examine(probe: &dyn Probe, wanted: Option<&str>) -> Report {
         checks::link(probe),
         checks::daemon(probe),
     ]);
+    let statuses = disks::statuses(probe);
+    findings.extend(disks::host(probe, &statuses));
     let guests = guest::all(probe, wanted);
     if let Some(name) = wanted.filter(|_| guests.is_empty()) {
         let todo = "`xl list` shows those that run; it must run on one of the two hosts";
@@ -146,6 +158,7 @@ pub fn examine(probe: &dyn Probe, wanted: Option<&str>) -> Report {
             time_ms: probe.now_ms(),
             bridges: checks::bridges(probe),
             free_memory_mib: xl.get("free_memory").and_then(|text| text.parse().ok()),
+            disks: disks::facts(&statuses),
         },
         findings,
         guests,

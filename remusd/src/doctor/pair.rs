@@ -1,6 +1,6 @@
 //! What two hosts must agree in.
 
-use super::{Finding, Report};
+use super::{Finding, Report, disks};
 
 /// Clocks may differ by this much, in milliseconds, besides what asking took.
 const CLOCKS: u64 = 100;
@@ -27,6 +27,7 @@ fn version(text: &str) -> Vec<u32> {
 pub fn compare(here: &Report, there: &Report, asked_ms: (u64, u64), wanted: Option<&str>) -> Vec<Finding> {
     let mut findings = vec![xen(here, there), processors(here, there), programs(here, there), clocks(there, asked_ms)];
     for guest in here.guests.iter().filter(|guest| wanted.is_none_or(|name| name == guest.name)) {
+        findings.extend(disks::compare(here, there, guest));
         let missing: Vec<_> = guest.bridges.iter().filter(|b| !there.facts.bridges.contains(b)).cloned().collect();
         if !missing.is_empty() {
             findings.push(Finding::fail(

@@ -245,3 +245,92 @@ fn two_hosts_must_agree() {
     assert_eq!(worst(&slow, (999_000, 1_003_000)).0, Verdict::Ok, "within what asking took");
     assert_eq!(unreachable("hostb", "no route").verdict, Verdict::Fail);
 }
+
+/// A host with a mirrored disk as its service describes it, and a guest on it.
+fn mirrored(status: &serde_json::Value) -> Fake {
+    let guests = r#"[{"domid": 1, "config": {"c_info": {"name": "web", "type": "pvh"},
+        "disks": [{"vdev": "xvda", "readwrite": 1, "pdev_path": "/dev/remus/d0", "backend": "phy"}]}}]"#;
+    let modules = "kernel/net/sched/sch_plug.ko:\nkernel/net/sched/cls_matchall.ko:\nkernel/net/sched/act_mirred.ko:\nkernel/drivers/block/nbd.ko:\n";
+    host()
+        .file("/etc/remus/disk/d0.env", "")
+        .file("/lib/modules/6.1.0/modules.dep", modules)
+        .file("/sys/module/xen_blkback/parameters/feature_persistent", "N\n")
+        .says("xl list -l", guests)
+        .says("remus-disk ctl d0 status", &status.to_string())
+}
+
+fn source() -> serde_json::Value {
+    let size = 48 << 20;
+    serde_json::json!({ "name": "d0", "role": "source", "open": true, "connected": true, "in_sync": true, "size": size, "block": 512 })
+}
+
+#[test]
+fn what_is_wrong_with_a_mirrored_disk_is_said() {
+    let well = mirrored(&source());
+    let report = examine(&well, Some("web"));
+    assert!(report.findings.iter().chain(&report.guests[0].findings).all(|f| f.verdict == Verdict::Ok), "{report:?}");
+    let with = |change: &dyn Fn(&mut serde_json::Value)| {
+        let mut status = source();
+        change(&mut status);
+        mirrored(&status)
+    };
+    let target = |good: bool| mirrored(&serde_json::json!({ "name": "d0", "role": "target", "good": good }));
+    let rows = [
+        ("nbd", well.clone().file("/lib/modules/6.1.0/modules.dep", ""), Verdict::Fail),
+        ("blkback", well.clone().file("/sys/module/xen_blkback/parameters/feature_persistent", "Y\n"), Verdict::Warn),
+        ("blkback", well.clone().without("/sys/module/xen_blkback/parameters/feature_persistent"), Verdict::Warn),
+        (
+            "blkback",
+            well.clone()
+                .without("/sys/module/xen_blkback/parameters/feature_persistent")
+                .file("/etc/modprobe.d/remus.conf", "options xen_blkback feature_persistent=0\n"),
+            Verdict::Ok,
+        ),
+        ("mirrored-disk", well.clone().fails("remus-disk ctl d0 status", "does the service run?"), Verdict::Fail),
+        ("mirrored-disk", with(&|s| s["open"] = false.into()), Verdict::Warn),
+        ("mirrored-disk", with(&|s| (s["connected"], s["via"]) = (false.into(), "ssh b".into())), Verdict::Fail),
+        ("mirrored-disk", with(&|s| s["connected"] = false.into()), Verdict::Ok),
+        ("mirrored-disk", with(&|s| s["in_sync"] = false.into()), Verdict::Warn),
+        ("mirrored-disk", with(&|s| s["sync_stuck"] = 4096.into()), Verdict::Fail),
+        ("mirrored-disk", with(&|s| s["role"] = "none".into()), Verdict::Warn),
+        ("mirrored-disk", target(true), Verdict::Ok),
+        ("mirrored-disk", target(false), Verdict::Warn),
+    ];
+    for (check, fake, expected) in rows {
+        assert_eq!(verdict(&fake, check), expected, "{check}: {:?}", examine(&fake, None).findings);
+    }
+    let cached = GUESTS
+        .replace("\"readwrite\": 1", "\"readwrite\": 1, \"pdev_path\": \"/dev/remus/d0\", \"backend\": \"qdisk\"");
+    let report = examine(&well.says("xl list -l", &cached), Some("old"));
+    assert!(report.guests[0].findings.iter().any(|f| f.check == "disks" && f.verdict == Verdict::Fail), "{report:?}");
+}
+
+#[test]
+fn both_hosts_disks_must_be_alike() {
+    let here = examine(&mirrored(&source()), None);
+    let found = |there: &serde_json::Value| {
+        let there = examine(&mirrored(there), None);
+        let found = compare(&here, &there, (999_950, 1_000_050), Some("web"));
+        let disk: Vec<_> = found.into_iter().filter(|f| f.check == "peer-disk").collect();
+        assert_eq!(disk.len(), 1, "{disk:?}");
+        disk[0].clone()
+    };
+    let copy = |change: &dyn Fn(&mut serde_json::Value)| {
+        let mut status = source();
+        status["role"] = "target".into();
+        change(&mut status);
+        status
+    };
+    assert_eq!(found(&copy(&|_| ())).verdict, Verdict::Ok);
+    for (there, word) in [
+        (copy(&|s| s["size"] = (1 << 20).into()), "bytes here"),
+        (copy(&|s| s["block"] = 4096.into()), "blocks of"),
+        (source(), "both hosts"),
+    ] {
+        let finding = found(&there);
+        assert!(finding.verdict == Verdict::Fail && finding.found.contains(word), "{finding:?}");
+    }
+    let bare = examine(&host(), None);
+    let missing = compare(&here, &bare, (999_950, 1_000_050), None);
+    assert!(missing.iter().any(|f| f.check == "peer-disk" && f.found.contains("not set up")), "{missing:?}");
+}

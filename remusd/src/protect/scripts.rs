@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use bytes::Bytes;
 use devices::script::ScriptedDisk;
 use serde_json::Value;
 
@@ -56,11 +57,13 @@ pub fn add(config: &str, disks: &[ScriptedDisk]) -> Result<String, String> {
 ///
 /// # Errors
 /// What is there is not understood: another version may say something there that matters.
-pub fn take(config: &[u8]) -> Result<Option<(Vec<u8>, Vec<ScriptedDisk>)>, String> {
+pub fn take(config: &Bytes) -> Result<(Bytes, Vec<ScriptedDisk>), String> {
     let mut json: Value = serde_json::from_slice(config).map_err(|error| error.to_string())?;
-    let Some(found) = json.as_object_mut().and_then(|object| object.remove(MEMBER)) else { return Ok(None) };
+    let Some(found) = json.as_object_mut().and_then(|object| object.remove(MEMBER)) else {
+        return Ok((config.clone(), Vec::new()));
+    };
     let disks = serde_json::from_value(found).map_err(|error| format!("{MEMBER}: {error}"))?;
-    Ok(Some((serde_json::to_vec(&json).map_err(|error| error.to_string())?, disks)))
+    Ok((serde_json::to_vec(&json).map_err(|error| error.to_string())?.into(), disks))
 }
 
 #[cfg(test)]
@@ -76,14 +79,14 @@ mod tests {
         let disks = scripted(CONFIG, &scripts).unwrap();
         assert_eq!((disks[0].target.as_str(), disks[0].domain.as_str()), ("/dev/vg/b", "web"));
         let sent = add(CONFIG, &disks).unwrap();
-        let (config, found) = take(sent.as_bytes()).unwrap().unwrap();
+        let (config, found) = take(&sent.into()).unwrap();
         assert_eq!(found, disks);
         let parse = |bytes: &[u8]| serde_json::from_slice::<Value>(bytes).unwrap();
         assert_eq!(parse(&config), parse(CONFIG.as_bytes()));
         assert_eq!(add(CONFIG, &[]).unwrap(), CONFIG, "without any, not a byte is changed");
-        assert_eq!(take(CONFIG.as_bytes()), Ok(None));
+        assert_eq!(take(&CONFIG.into()), Ok((CONFIG.into(), Vec::new())));
         let odd = CONFIG.replace("\"disks\"", "\"remus_disk_scripts\":[{\"vdev\":\"x\"}],\"disks\"");
-        assert!(take(odd.as_bytes()).unwrap_err().contains("remus_disk_scripts"));
+        assert!(take(&odd.into()).unwrap_err().contains("remus_disk_scripts"));
     }
 
     #[test]

@@ -51,7 +51,7 @@ fn listen(host: &Host) -> Result<()> {
 
 /// Starts the disk's service again, as the unit does: after a boot of the host, or after it was killed.
 pub fn serve(host: &Host) -> Result<()> {
-    host.sh("pgrep -f TCP-LISTEN:7789 >/dev/null").map(drop).or_else(|_| listen(host))?;
+    host.sh("pgrep -f '[T]CP-LISTEN:7789' >/dev/null").map(drop).or_else(|_| listen(host))?;
     host.sh(&format!(
         ". /etc/remus/disk/{DISK}.env; mkdir -p /var/log/remus; \
          setsid --fork remus-disk serve {DISK} --backing \"$BACKING\" --meta \"$META\" --nbd \"$NBD\" --via \"$VIA\" \

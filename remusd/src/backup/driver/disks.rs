@@ -28,10 +28,7 @@ fn names(links: &std::path::Path, config: &serde_json::Value) -> Vec<String> {
 impl Driver {
     /// Finds the disks of the configuration that has arrived and makes them follow. Returns what of it is libxl's.
     pub(super) async fn take_disks(&mut self, config: &Bytes) -> Result<Bytes, String> {
-        let (config, scripted) = match scripts::take(config)? {
-            Some((config, scripted)) => (Bytes::from(config), scripted),
-            None => (config.clone(), Vec::new()),
-        };
+        let (config, scripted) = scripts::take(config)?;
         let json: serde_json::Value = serde_json::from_slice(&config).map_err(|error| error.to_string())?;
         let mirrored = names(&self.settings.disk_links, &json);
         // Before they follow: a restarted daemon must know what to give free.

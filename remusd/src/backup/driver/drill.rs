@@ -32,6 +32,13 @@ impl Driver {
                 "only PVH guests can be drilled: an HVM guest's device model does not start without its devices",
             );
         }
+        if !self.disks.is_empty() {
+            // They are not those of one epoch but while a copy is activated, and what a guest does without its disks shows nothing.
+            return refused(
+                "the guest has disks that are replicated, and a drill has no disk to give: `remus disk status` says how they are; only a \
+                 switchover shows that the guest goes on with them",
+            );
+        }
         let Some((epoch, state)) = self.machine.restorable() else {
             return refused(
                 "there is no whole armed epoch to drill: the copy is not complete, or is being activated or given up",
