@@ -150,7 +150,8 @@ impl Pair {
 #[tokio::test]
 async fn the_example_gives_the_backup_the_epoch_that_it_activates() {
     let pair = Pair::new("sh -c");
-    (pair.write("a.img", 1), pair.write("b.img", 0));
+    pair.write("a.img", 1);
+    pair.write("b.img", 0);
     let limits = limits(LONG);
     let script = Script::new(pair.primary.clone(), limits);
     assert_eq!(script.matches(&device()).await.unwrap(), Match::Yes);
@@ -184,7 +185,8 @@ async fn the_example_gives_the_backup_the_epoch_that_it_activates() {
 #[tokio::test]
 async fn an_epoch_that_does_not_arrive_is_not_held() {
     let pair = Pair::new("false");
-    (pair.write("a.img", 1), pair.write("b.img", 0));
+    pair.write("a.img", 1);
+    pair.write("b.img", 0);
     let limits = limits(LONG);
     let mut source = Script::new(pair.primary.clone(), limits).attach(&device());
     source.setup().await.unwrap();

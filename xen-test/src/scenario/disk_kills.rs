@@ -18,10 +18,18 @@ pub(super) const DAEMON: Scenario = Scenario {
 
 pub(super) const SERVICE: Scenario = Scenario {
     name: "disk-kill-service",
-    about: "kill -9 of the disk's service on either host under write load: the guest waits and sees no I/O error, nothing is lost",
+    about: "kill -9 of the source's disk service under write load, alone and under protection: the guest waits, sees no I/O error, loses nothing",
     hosts: 2,
     start: Snapshot::Ready,
     run: service,
+};
+
+pub(super) const COPY: Scenario = Scenario {
+    name: "disk-kill-copy",
+    about: "kill -9 of the copy's disk service while it applies: the guest goes on, and the copy is the same bytes again in the end",
+    hosts: 2,
+    start: Snapshot::Ready,
+    run: copy,
 };
 
 fn daemon(ctx: &mut Ctx<'_>) -> Result<()> {
@@ -58,14 +66,29 @@ fn service(ctx: &mut Ctx<'_>) -> Result<()> {
     let event = wait_event(pair.a(), "guest", EventKind::Unprotected)?;
     ctx.note(&format!("killed under protection: {}", event.detail));
     serve(pair.a())?;
-    guest.goes_on()?;
+    wait_disk(pair.a(), "is attached again", |s| s.open && s.nbd.is_some())?;
+    guest.goes_on()
+}
 
+fn copy(ctx: &mut Ctx<'_>) -> Result<()> {
+    let pair = ctx.pair();
+    let guest = WithDisk::start(pair)?;
     protect(pair.a(), "guest", "")?;
+    // Each acknowledged epoch is being applied while the next one is captured.
     wait_epochs(pair.a(), "guest", 4)?;
     pair.b().kill9_program("remus-disk")?;
+    let event = wait_event(pair.a(), "guest", EventKind::Unprotected)?;
+    ctx.note(&format!("the copy's service is killed: {}", event.detail));
+    guest.writes(20)?;
     serve(pair.b())?;
-    guest.goes_on()?;
+    let left = disk(pair.b())?;
+    ensure!(left.role == "target", "the disk of host b after its service was killed: {left:?}");
+    ctx.note(&format!("the copy that it left counts as good: {}", left.good));
     protect(pair.a(), "guest", "")?;
-    wait_epochs(pair.a(), "guest", 4)?;
-    guest.goes_on()
+    wait_epochs(pair.a(), "guest", 3)?;
+    pair.a().sh("remus unprotect guest")?;
+    guest.goes_on()?;
+    guest.rate(0)?;
+    guest.settled(pair.a())?;
+    guest.alike()
 }
