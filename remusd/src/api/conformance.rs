@@ -51,6 +51,7 @@ fn requests() -> Vec<Request> {
         Request::Recover { domain: domain(), assume_owner: true, tag: tag.clone() },
         Request::VerifyDisk { disk: "d".into(), tag },
         Request::Abort { job: OperationId(1), wait: true },
+        Request::Reload { domain: domain() },
     ]
 }
 

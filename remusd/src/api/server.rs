@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -88,7 +88,7 @@ pub async fn listen(path: &Path) -> std::io::Result<UnixListener> {
 /// What serves the control socket.
 #[derive(Clone, Debug, Default)]
 pub struct Server {
-    access: Access,
+    access: Arc<RwLock<Access>>,
     /// Acting requests under way, so that the daemon's end lets their last replies out.
     acting: TaskTracker,
     users: Arc<Mutex<HashMap<u32, usize>>>,
@@ -116,7 +116,12 @@ impl Server {
     /// With a rule about who may act.
     #[must_use]
     pub fn new(access: Access) -> Self {
-        Self { access, ..Self::default() }
+        Self { access: Arc::new(RwLock::new(access)), ..Self::default() }
+    }
+
+    /// Another rule, for every request from now on.
+    pub fn set_access(&self, access: Access) {
+        *self.access.write().unwrap_or_else(PoisonError::into_inner) = access;
     }
 
     /// Serves requests for ever.
@@ -204,7 +209,9 @@ impl Server {
         let (replies, mut queue) = mpsc::channel(QUEUED);
         let answer = Answer { replies: replies.clone(), more: more && !oneway };
         let work = async move {
-            let result = match self.access.check(&request, caller).await {
+            // Copied out: nobody's lock is held while the user database is asked.
+            let access = *self.access.read().unwrap_or_else(PoisonError::into_inner);
+            let result = match access.check(&request, caller).await {
                 Ok(()) => service.clone().handle(request, caller, answer).await,
                 Err(error) => Err(error),
             };

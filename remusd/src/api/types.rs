@@ -187,6 +187,12 @@ pub enum Request {
         #[serde(default)]
         wait: bool,
     },
+    /// Read the configuration and the policies anew. Answers with what has changed, what has to wait for a restart and what is wrong.
+    Reload {
+        /// The policy of this domain counts anew, also if an operator had ended its protection by hand.
+        #[serde(default)]
+        domain: Option<String>,
+    },
 }
 
 impl Request {

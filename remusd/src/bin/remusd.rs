@@ -3,84 +3,8 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
-
-/// High availability for Xen guests by continuous checkpoint replication.
-#[derive(Debug, Parser)]
-#[command(name = "remusd", version)]
-struct Args {
-    #[command(subcommand)]
-    command: Option<Command>,
-    #[command(flatten)]
-    run: Run,
-}
-
-/// Options of the daemon.
-#[derive(Debug, clap::Args)]
-struct Run {
-    /// Where the durable state is.
-    #[arg(long, default_value = "/var/lib/remus")]
-    state_dir: PathBuf,
-    /// Control socket.
-    #[arg(long, default_value = "/run/remus/remusd.sock")]
-    socket: PathBuf,
-    /// Socket at which other hosts' daemons arrive (through `remusd connect`).
-    #[arg(long, default_value = remusd::link::bridge::LINK_SOCKET)]
-    link_socket: PathBuf,
-    /// xl-save-helper to use [default: that of the running Xen; $LIBXL_SAVE_HELPER].
-    #[arg(long)]
-    save_helper: Option<PathBuf>,
-    /// xl to receive with.
-    #[arg(long, default_value = "xl")]
-    xl: PathBuf,
-    /// Configuration file; need not exist.
-    #[arg(long, default_value = remusd::config::PATH)]
-    config: PathBuf,
-    /// For finding faults: keep all capabilities of root, for this process and its children.
-    #[arg(long)]
-    keep_capabilities: bool,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Carry a link: copies between standard input/output and the daemon's link socket. Run by the peer over ssh.
-    Connect {
-        /// The daemon's link socket.
-        #[arg(long, default_value = remusd::link::bridge::LINK_SOCKET)]
-        link_socket: PathBuf,
-    },
-    /// Pair this host with the one whose `remus pair` runs this over ssh.
-    Pair {
-        /// The daemon's control socket.
-        #[arg(long, default_value = "/run/remus/remusd.sock")]
-        socket: PathBuf,
-    },
-    /// UNSAFE: stand where `xl remus -s` expects `xl migrate-receive -r`: the copy waits here for an operator.
-    ReceiveStock {
-        /// The daemon's link socket.
-        #[arg(long, default_value = remusd::link::bridge::LINK_SOCKET)]
-        link_socket: PathBuf,
-    },
-    /// Say whether a domain's writes are being logged: `on` or `off`. For when nothing saves it: asking ends the logging.
-    #[command(hide = true)]
-    LogDirty {
-        /// Domain name, id or UUID.
-        domain: String,
-    },
-    /// Read pages of a domain as the audit does, through fresh mappings: one line per page with its hash, or `-` for a page that the
-    /// audit leaves out; then what it cost.
-    #[command(hide = true)]
-    AuditRead {
-        /// Domain name, id or UUID.
-        domain: String,
-        /// Page numbers; all at once are at most 1024.
-        #[arg(required = true)]
-        gfns: Vec<u64>,
-    },
-    /// Boot a domain from libxl's JSON on standard input; prints its id. Run by the daemon when a guest reboots.
-    #[command(hide = true)]
-    CreateDomain,
-}
+use clap::Parser;
+use remusd::cli::daemon::{Args, Command, Run};
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -94,11 +18,23 @@ fn main() -> ExitCode {
         },
         Some(Command::Pair { socket }) => finish(pair(&socket)),
         Some(Command::ReceiveStock { link_socket }) => finish(receive_stock(link_socket)),
+        Some(Command::CheckConfig { config, policies }) => check_config(&config, &policies),
         Some(Command::LogDirty { domain }) => finish(log_dirty(&domain)),
         Some(Command::AuditRead { domain, gfns }) => finish(audit_read(&domain, &gfns)),
         Some(Command::CreateDomain) => finish(create_domain()),
         None => finish(daemon(args.run)),
     }
+}
+
+fn check_config(config: &std::path::Path, policies: &std::path::Path) -> ExitCode {
+    let report = remusd::config::check(config, policies);
+    for line in &report.stands {
+        println!("{line}");
+    }
+    for line in &report.wrong {
+        eprintln!("{line}");
+    }
+    if report.wrong.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn finish(result: anyhow::Result<()>) -> ExitCode {
@@ -212,11 +148,17 @@ fn create_domain() -> anyhow::Result<()> {
 #[cfg(feature = "xen")]
 fn daemon(run: Run) -> anyhow::Result<()> {
     remusd::xen::soname::ensure()?;
-    tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::try_from_env("REMUSD_LOG").unwrap_or_else(|_| "info".into()))
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .init();
+    let loaded = match remusd::config::Loaded::read(&run.config) {
+        Ok(loaded) => loaded,
+        Err(errors) => {
+            let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
+            anyhow::bail!(
+                "the configuration cannot be used (remusd check-config says the same):\n{}",
+                lines.join("\n")
+            );
+        }
+    };
+    let log = remusd::daemon::logging::LogFilter::start(&loaded.config.log.filter);
     if !run.keep_capabilities {
         // Later it will not be allowed any more.
         devices::netbuffer::modules::load();
@@ -231,6 +173,9 @@ fn daemon(run: Run) -> anyhow::Result<()> {
         link_socket: run.link_socket,
         save_helper: run.save_helper,
         xl: run.xl,
-        config: remusd::config::Config::load(&run.config)?,
+        config_path: run.config,
+        config: loaded.config,
+        policies: run.policies,
+        log,
     }))
 }

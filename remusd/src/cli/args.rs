@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use super::disk::{Disk, DiskCommand};
+use super::enable::{Disable, Enable};
 use super::pair::{Keys, Pair};
 use super::protect::Protect;
 use crate::api::Request;
@@ -43,6 +44,12 @@ pub enum Command {
         #[command(flatten)]
         notify: Notify,
     },
+    /// Protect a domain whenever it runs on this host, from now on and after a reboot: writes its policy.
+    Enable(Box<Enable>),
+    /// Take a domain's policy away: it is not protected by itself any more.
+    Disable(Disable),
+    /// Have the daemon read its configuration and the policies anew.
+    Reload,
     /// Show every protection of this host, in both roles: one line each.
     Status {
         /// Only this domain.
@@ -139,6 +146,12 @@ pub enum Command {
         /// Which shell.
         shell: clap_complete::Shell,
     },
+    /// Write the man pages of all commands.
+    #[command(hide = true)]
+    Man {
+        /// Folder to write them to.
+        folder: PathBuf,
+    },
     /// Pair this host with another: from then on their daemons speak TLS, without ssh.
     Pair(Box<Pair>),
     /// Forget a paired host: its open sessions end, and it gets no new ones.
@@ -216,11 +229,14 @@ impl Args {
             // These go to the pairing socket, or nowhere, or take more than one answer.
             Command::Pair(_)
             | Command::Unpair { .. }
+            | Command::Enable(_)
+            | Command::Disable(_)
             | Command::Peers
             | Command::Keys { .. }
             | Command::Top { .. }
             | Command::Doctor(_)
-            | Command::Completions { .. } => {
+            | Command::Completions { .. }
+            | Command::Man { .. } => {
                 return Err("not a request of the control API".into());
             }
             Command::Status { domain } => Request::Status { domain: domain.clone() },
@@ -233,6 +249,7 @@ impl Args {
                     Request::GetEvents { domain, kinds, after }
                 }
             }
+            Command::Reload => Request::Reload { domain: None },
             Command::Jobs => Request::Jobs {},
             Command::Abort { job, no_wait, .. } => Request::Abort { job: OperationId(*job), wait: !no_wait },
             Command::Failover { domain, primary_is_off, notify } => {

@@ -1,9 +1,12 @@
 //! The `remus` command line: `args` says what can be typed, `run` talks to the daemon, `render` shows the answer, `top` goes on showing it.
-//! `pair` pairs hosts, `doctor` looks at them, `disk` is for mirrored disks.
+//! `pair` pairs hosts, `doctor` looks at them, `disk` is for mirrored disks, `enable` for policies, `manual` makes man pages, `daemon` is `remusd`'s own command line.
 
 pub mod args;
+pub mod daemon;
 pub mod disk;
 mod doctor;
+pub mod enable;
+pub mod manual;
 pub mod pair;
 pub mod protect;
 pub mod render;

@@ -45,6 +45,20 @@ pub struct Protect {
     pub domain: String,
     /// Host to keep the copy; with an empty --ssh, the shell command that carries the link.
     pub host: String,
+    /// How to protect it.
+    #[command(flatten)]
+    pub choices: Choices,
+    /// Stay until protection ends; Ctrl-C ends it.
+    #[arg(long, conflicts_with = "tag")]
+    pub foreground: bool,
+    /// How to hear of the end.
+    #[command(flatten)]
+    pub notify: Notify,
+}
+
+/// How a domain is to be protected.
+#[derive(Debug, clap::Args)]
+pub struct Choices {
     /// Checkpoint interval in ms, from one release to the next suspend.
     #[arg(short, long, default_value_t = ProtectOptions::default().interval_ms)]
     pub interval: u64,
@@ -106,12 +120,6 @@ pub struct Protect {
     /// If xendomains boots the domain at this host's start: do that in its place, once it is proven that it may run here.
     #[arg(long)]
     pub manage_autostart: bool,
-    /// Stay until protection ends; Ctrl-C ends it.
-    #[arg(long, conflicts_with = "tag")]
-    pub foreground: bool,
-    /// How to hear of the end.
-    #[command(flatten)]
-    pub notify: Notify,
 }
 
 /// Where the daemon, which has another working directory, finds a program. As with `execvp`, PATH counts for a name without a slash.
@@ -125,6 +133,23 @@ fn program(typed: &Path) -> Result<PathBuf, String> {
 }
 
 impl Protect {
+    /// The request that was typed.
+    ///
+    /// # Errors
+    /// A sentence about a value that makes no sense.
+    pub fn request(&self) -> Result<Request, String> {
+        let (target, options) = self.choices.towards(&self.host)?;
+        Ok(Request::Protect {
+            domain: self.domain.clone(),
+            target: TargetSpec::from(target),
+            options: Some(Box::new(options)),
+            foreground: self.foreground,
+            tag: self.notify.tag.clone(),
+        })
+    }
+}
+
+impl Choices {
     fn disk_scripts(&self) -> Result<BTreeMap<String, PathBuf>, String> {
         let mut scripts = BTreeMap::new();
         for typed in &self.disks {
@@ -141,11 +166,11 @@ impl Protect {
         Ok(scripts)
     }
 
-    /// The request that was typed.
+    /// Where to and how, with this host as it was typed.
     ///
     /// # Errors
     /// A sentence about a value that makes no sense.
-    pub fn request(&self) -> Result<Request, String> {
+    pub fn towards(&self, host: &str) -> Result<(Target, ProtectOptions), String> {
         let mut options = ProtectOptions {
             interval_ms: self.interval,
             detection_ms: self.detection_ms,
@@ -174,13 +199,13 @@ impl Protect {
             },
             ..ProtectOptions::default()
         };
-        let host = self.host.clone();
+        let host = host.to_owned();
         let mut target = match (self.transport, &self.ssh) {
             (Some(TransportChoice::Tls), Some(_)) => return Err("--transport tls and --ssh exclude each other".into()),
-            (Some(TransportChoice::Tls), None) => Target::Tls { host, id: None },
-            (_, Some(ssh)) if ssh.is_empty() => Target::Command(host),
-            (Some(TransportChoice::Ssh), None) => Target::Host { host, ssh: Some(DEFAULT_SSH.into()) },
-            (_, ssh) => Target::Host { host, ssh: ssh.clone() },
+            (Some(TransportChoice::Tls), None) => Target::Tls { host: host.clone(), id: None },
+            (_, Some(ssh)) if ssh.is_empty() => Target::Command(host.clone()),
+            (Some(TransportChoice::Ssh), None) => Target::Host { host: host.clone(), ssh: Some(DEFAULT_SSH.into()) },
+            (_, ssh) => Target::Host { host: host.clone(), ssh: ssh.clone() },
         };
         for choice in &self.unsafe_choices {
             match choice.as_str() {
@@ -188,9 +213,9 @@ impl Protect {
                 "blackhole" => target = Target::Blackhole,
                 "stock-receiver" => {
                     let command = match &self.ssh {
-                        Some(ssh) if ssh.is_empty() => self.host.clone(),
-                        Some(ssh) => format!("exec {ssh} {} xl migrate-receive -r", self.host),
-                        None => format!("exec ssh {} xl migrate-receive -r", self.host),
+                        Some(ssh) if ssh.is_empty() => host.clone(),
+                        Some(ssh) => format!("exec {ssh} {host} xl migrate-receive -r"),
+                        None => format!("exec ssh {host} xl migrate-receive -r"),
                     };
                     target = Target::StockReceiver(command);
                 }
@@ -205,12 +230,6 @@ impl Protect {
             }
         }
         options.validate().map_err(|e| e.to_string())?;
-        Ok(Request::Protect {
-            domain: self.domain.clone(),
-            target: TargetSpec::from(target),
-            options: Some(Box::new(options)),
-            foreground: self.foreground,
-            tag: self.notify.tag.clone(),
-        })
+        Ok((target, options))
     }
 }

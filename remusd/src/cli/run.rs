@@ -43,6 +43,8 @@ pub async fn run(args: &Args) -> ExitCode {
 async fn elsewhere(args: &Args) -> Option<Result<u8, ApiError>> {
     match &args.command {
         Command::Top { domain } => Some(super::top::run(&args.socket(), domain.clone()).await),
+        Command::Enable(enable) => Some(said(args, super::enable::enable(&args.socket(), enable).await)),
+        Command::Disable(disable) => Some(said(args, super::enable::disable(&args.socket(), disable).await)),
         Command::Gate(gate) => Some(run_gate(args, gate).await),
         Command::Disk(super::disk::Disk { command: super::disk::DiskCommand::Verify { .. } }) => None,
         Command::Disk(disk) => Some(run_disk(args, disk).await),
@@ -52,16 +54,26 @@ async fn elsewhere(args: &Args) -> Option<Result<u8, ApiError>> {
             clap_complete::generate(*shell, &mut Args::command(), "remus", &mut std::io::stdout());
             Some(Ok(0))
         }
+        Command::Man { folder } => Some(match super::manual::write(folder) {
+            Ok(count) => {
+                said(args, Ok(serde_json::json!({ "message": format!("{count} pages in {}", folder.display()) })))
+            }
+            Err(error) => Err(ApiError::new(ErrorCode::Failed, format!("{}: {error}", folder.display()))),
+        }),
         _ => None,
     }
 }
 
+fn said(args: &Args, done: Result<serde_json::Value, ApiError>) -> Result<u8, ApiError> {
+    done.map(|value| {
+        show_message(args, &value);
+        0
+    })
+}
+
 async fn asked(args: &Args) -> Result<u8, ApiError> {
     match pairing(args).await {
-        Some(done) => done.map(|value| {
-            show_message(args, &value);
-            0
-        }),
+        Some(done) => said(args, done),
         None => match args.request() {
             Ok(Request::AssumeAlone { domain, .. }) if !said_yes(args) && !confirmed(&domain) => {
                 Err(ApiError::new(ErrorCode::Conflict, "nothing was done"))

@@ -1,16 +1,29 @@
-//! The configuration file, `/etc/remus/remusd.toml`. It need not exist; what it does not say has a default; what is not known in it
-//! is an error, because a misspelt setting would otherwise silently not hold.
+//! The configuration: `/etc/remus/remusd.toml` and its drop-ins (`files`), what is wrong with it (`problem`), and what of it a running
+//! daemon can take over (`change`), and the command that looks at it (`check`). Nothing of it need exist; what it does not say has a default; what is not known in it is an error,
+//! because a misspelt setting would otherwise silently not hold.
 
-use std::net::{IpAddr, Ipv6Addr};
-use std::path::{Path, PathBuf};
+mod change;
+mod check;
+pub(crate) mod files;
+mod problem;
 
-use serde::Deserialize;
+#[cfg(test)]
+mod tests;
 
-/// Where it is.
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+pub use change::{Change, changes};
+pub use check::{Report, check};
+pub use files::{Loaded, drop_ins};
+pub use problem::{ConfigError, Problem, parse};
+
+/// Where it is. The drop-ins are in the folder of the same name with `.d` behind it.
 pub const PATH: &str = "/etc/remus/remusd.toml";
 
 /// All of it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Where paired hosts arrive.
@@ -19,15 +32,20 @@ pub struct Config {
     pub control: Control,
     /// As the backup of other hosts' guests.
     pub backup: Backup,
+    /// What is written to the log.
+    pub log: Log,
+    /// Figures for a monitoring system.
+    pub metrics: Metrics,
 }
 
 /// `[listen]`
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Listen {
     /// Address to listen at; `::` is every address, IPv4 too.
     pub address: IpAddr,
-    /// TCP port.
+    /// TCP port, 1024 to 65535.
+    #[serde(deserialize_with = "port")]
     pub port: u16,
 }
 
@@ -38,7 +56,7 @@ impl Default for Listen {
 }
 
 /// `[control]`
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Control {
     /// Group whose members reach the control socket, and may read status and events. Without it only root does.
@@ -48,7 +66,7 @@ pub struct Control {
 }
 
 /// `[backup]`
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Backup {
     /// A shell command that succeeds when guests would be reachable from this host, such as a ping to the gateway. It has 5 s. When it
@@ -56,87 +74,70 @@ pub struct Backup {
     pub lan_check: Option<String>,
 }
 
-/// The file cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// Not readable.
-    #[error("{}: {source}", .path.display())]
-    Io {
-        /// Which file.
-        path: PathBuf,
-        /// The system's reason.
-        source: std::io::Error,
-    },
-    /// Not understood; the text points at the place.
-    #[error("{}: {text}", .path.display())]
-    Format {
-        /// Which file.
-        path: PathBuf,
-        /// Line, column and what is wrong.
-        text: String,
-    },
+/// `[log]`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// How much is logged, as `tracing-subscriber`'s `EnvFilter` reads it: `info`, `debug`, `info,remusd::link=trace`. The environment's
+    /// `REMUSD_LOG` wins.
+    #[serde(deserialize_with = "filter")]
+    pub filter: String,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { filter: "info".into() }
+    }
+}
+
+/// `[metrics]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Metrics {
+    /// Where figures are given away in the OpenMetrics format (`GET /metrics`): `ADDRESS:PORT`, or a port of this host's own address
+    /// (127.0.0.1) alone. Without it, nowhere. Whoever reaches it may read.
+    #[serde(deserialize_with = "place")]
+    pub listen: Option<SocketAddr>,
+}
+
+fn place<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let address = match text.parse::<u16>() {
+        Ok(port) => Some((Ipv4Addr::LOCALHOST, port).into()),
+        Err(_) => text.parse::<SocketAddr>().ok(),
+    };
+    match address {
+        Some(address) if address.port() >= 1024 => Ok(Some(address)),
+        Some(_) => Err(serde::de::Error::custom(format!("listen is {text}: choose a port from 1024 on"))),
+        None => {
+            Err(serde::de::Error::custom(format!("listen is {text}: give ADDRESS:PORT, or a port of 127.0.0.1 alone")))
+        }
+    }
+}
+
+fn port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u16, D::Error> {
+    let port = u16::deserialize(deserializer)?;
+    if port < 1024 {
+        // The daemon gives up the right to the ports below, and 0 would be another one each time.
+        return Err(serde::de::Error::custom(format!("port is {port}: choose one from 1024 on, or leave it out")));
+    }
+    Ok(port)
+}
+
+fn filter<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    match tracing_subscriber::EnvFilter::try_new(&text) {
+        Ok(_) => Ok(text),
+        Err(error) => Err(serde::de::Error::custom(format!("filter is no log filter: {error}"))),
+    }
 }
 
 impl Config {
-    /// Reads the file; without one all is default.
-    ///
-    /// # Errors
-    /// [`ConfigError`].
-    pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        match std::fs::read_to_string(path) {
-            Ok(text) => Self::parse(&text)
-                .map_err(|text| ConfigError::Format { path: path.to_owned(), text: text.trim_end().to_owned() }),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
-            Err(source) => Err(ConfigError::Io { path: path.to_owned(), source }),
-        }
-    }
-
-    /// Understands its text.
+    /// Understands the text of one file.
     ///
     /// # Errors
     /// Line, column and what is wrong.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        let config: Self = toml::from_str(text).map_err(|error| error.to_string())?;
-        if config.listen.port < 1024 {
-            // The daemon gives up the right to the ports below, and 0 would be another one each time.
-            return Err(format!("listen.port is {}: choose one from 1024 on, or leave it out", config.listen.port));
-        }
-        Ok(config)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn defaults_settings_and_what_is_wrong() {
-        assert_eq!(Config::load(Path::new("/nonexistent/remusd.toml")).unwrap(), Config::default());
-        let config =
-            Config::parse("[listen]\naddress = \"10.0.0.1\"\nport = 7000\n[control]\ngroup = \"adm\"\n").unwrap();
-        assert_eq!(config.listen, Listen { address: [10, 0, 0, 1].into(), port: 7000 });
-        assert_eq!(config.control.group.as_deref(), Some("adm"));
-        let config = Config::parse("[backup]\nlan_check = \"ping -c1 10.0.0.1\"\n").unwrap();
-        assert_eq!(config.backup.lan_check.as_deref(), Some("ping -c1 10.0.0.1"));
-        assert_eq!(Config::parse("[listen]\nport = 7000\n").unwrap().listen.address, Listen::default().address);
-        for (text, word) in [
-            ("[listen]\nprot = 1\n", "prot"),
-            ("[lissen]\n", "lissen"),
-            ("[listen]\nport = 0\n", "port is 0"),
-            ("listen = 3", "line 1"),
-        ] {
-            let error = Config::parse(text).unwrap_err();
-            assert!(error.contains(word), "{error}");
-        }
-    }
-
-    #[test]
-    fn the_documented_example_is_understood() {
-        let example = include_str!("../../../scripts/remusd.toml");
-        assert_eq!(Config::parse(example).unwrap(), Config::default(), "what is commented out is the default");
-        let active: String =
-            example.lines().map(|line| line.strip_prefix("#= ").unwrap_or(line)).collect::<Vec<_>>().join("\n");
-        let config = Config::parse(&active).unwrap();
-        assert_eq!((config.listen, config.control.group.is_some()), (Listen::default(), true));
+    pub fn parse(text: &str) -> Result<Self, Problem> {
+        parse(text)
     }
 }

@@ -8,7 +8,7 @@ use anyhow::Context;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 
-use crate::api::server;
+use crate::api::{access, server};
 use crate::backup::Registry;
 use crate::config::Config;
 use crate::link::tls::{self, Arrived, Limits, ListenState, Use};
@@ -22,18 +22,25 @@ use crate::pair::{Keyring, Pairing, rotate};
 pub(super) async fn control(path: &Path, group: Option<&str>) -> anyhow::Result<UnixListener> {
     let listener = server::listen(path).await.with_context(|| format!("cannot listen at {}", path.display()))?;
     // What a daemon has to recover does not wait for a group.
-    if let Some(Err(error)) = group.map(|name| open_to(path, name)) {
+    if let Some(Err(error)) = group.map(|name| open_to(path, Some(name))) {
         tracing::error!("{} stays root's alone: {error:#}", path.display());
     }
     Ok(listener)
 }
 
-fn open_to(path: &Path, name: &str) -> anyhow::Result<()> {
-    let group = nix::unistd::Group::from_name(name)?
-        .with_context(|| format!("control.group: there is no group {name} (addgroup --system {name})"))?;
+/// Gives the socket to a group, or to root's.
+///
+/// # Errors
+/// When there is no such group, or the socket is gone.
+pub(super) fn open_to(path: &Path, name: Option<&str>) -> anyhow::Result<()> {
+    let gid = match name {
+        Some(name) => access::group(name).map_err(anyhow::Error::msg).context("control.group")?,
+        None => 0,
+    };
     // The folder too, or its members could not get as far as the socket.
     for path in [Some(path), path.parent()].into_iter().flatten() {
-        nix::unistd::chown(path, None, Some(group.gid)).with_context(|| format!("cannot chgrp {}", path.display()))?;
+        let chown = nix::unistd::chown(path, None, Some(nix::unistd::Gid::from_raw(gid)));
+        chown.with_context(|| format!("cannot chgrp {}", path.display()))?;
     }
     Ok(())
 }

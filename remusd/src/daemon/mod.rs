@@ -1,19 +1,25 @@
 //! The daemon of one host, both roles: what it holds (`mod`), what it answers (`service`), how a protection is set up (`setup`),
-//! what is put right after a crash (`recover`), and the guests it is the monitor of (`monitor`).
+//! what is put right after a crash (`recover`), what it does by itself (`policies`, `reprotect`), and the guests it is the monitor of
+//! (`monitor`).
 
 mod decide;
 pub mod devices;
 pub mod disks;
 mod ends;
+pub mod figures;
 mod follow;
 pub mod jobs;
 #[cfg(feature = "xen")]
 mod listen;
+pub mod logging;
 pub mod monitor;
+pub mod notify;
 mod observe;
 mod peer_role;
+mod policies;
 pub mod privileges;
 pub mod recover;
+pub mod reload;
 pub mod reprotect;
 pub mod resolve;
 mod resync;
@@ -109,6 +115,14 @@ pub struct Daemon {
     recoveries: Mutex<HashMap<ProtectionId, OperationId>>,
     /// Witnesses of protections that are being recovered.
     recovering: std::sync::Mutex<HashMap<ProtectionId, crate::protect::ownership::Opened>>,
+    /// What is counted.
+    pub metrics: crate::metrics::Metrics,
+    /// Guests that run here and have a policy.
+    wanted: std::sync::Mutex<Vec<String>>,
+    /// Where the task that follows the policies is told.
+    policies: OnceLock<tokio::sync::mpsc::UnboundedSender<policies::Input>>,
+    /// Reads the configuration anew.
+    live: OnceLock<reload::Live>,
     /// The witnesses that protections name.
     pub witnesses: Arc<witness::Witnesses>,
     /// Takes the place of setting a protection up.
@@ -141,6 +155,10 @@ impl Daemon {
         let operations = Operations::new(log.clone());
         Self {
             witnesses,
+            metrics: crate::metrics::Metrics::new(),
+            wanted: std::sync::Mutex::default(),
+            policies: OnceLock::new(),
+            live: OnceLock::new(),
             recoveries: Mutex::default(),
             recovering: std::sync::Mutex::default(),
             host,
@@ -163,6 +181,30 @@ impl Daemon {
     /// Says with whom this host is paired, or why it cannot be. Once, before anything is protected or recovered.
     pub fn set_pairing(&self, pairing: Result<Arc<Pairing>, String>) {
         let _ = self.pairing.set(pairing);
+    }
+
+    /// Says how the configuration is read anew. Once.
+    pub fn set_live(&self, live: reload::Live) {
+        let _ = self.live.set(live);
+    }
+
+    /// Reads the configuration and the policies anew; `domain`: its policy counts, whatever was before.
+    ///
+    /// # Errors
+    /// What is wrong in the files. The configuration stays as it was then; policies that are right count.
+    pub async fn reload(&self, domain: Option<String>) -> Result<String, ApiError> {
+        let read = self.live.get().map_or_else(|| Ok(Vec::new()), reload::Live::reload);
+        let (policies, wrong) = self.reload_policies(domain).await;
+        let (mut told, mut errors) = match read {
+            Ok(told) => (told, Vec::new()),
+            Err(errors) => (Vec::new(), errors),
+        };
+        errors.extend(wrong);
+        told.push(policies);
+        match errors.is_empty() {
+            true => Ok(told.join("\n")),
+            false => Err(ApiError::new(ErrorCode::Failed, errors.join("\n"))),
+        }
     }
 
     fn pairing(&self) -> Result<Arc<Pairing>, String> {

@@ -63,8 +63,13 @@ impl Told {
 pub(super) async fn observe(daemon: Arc<Daemon>, domain: DomainRef, options: ProtectOptions, handle: Arc<Handle>) {
     let mut snapshot = handle.snapshot.clone();
     let mut told = Told::default();
+    let mut counted = None;
     loop {
         let now = snapshot.borrow_and_update().clone();
+        if let Some(report) = now.report.as_ref().filter(|report| counted != Some(report.epoch)) {
+            counted = Some(report.epoch);
+            daemon.metrics.epoch(&domain.name, report);
+        }
         for (kind, detail) in told.look(&now, &options) {
             daemon.log.publish(domain.clone(), kind, detail);
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::Daemon;
 use super::ends::until_protected;
+use super::jobs::Begun;
 use crate::api::{ApiError, ErrorCode};
 use crate::ids::ProtectionId;
 use crate::ops::operation::{JobState, Spec};
@@ -17,10 +18,26 @@ use crate::state::{AgainRecord, STATE_VERSION};
 const FIRST: Duration = Duration::from_secs(2);
 const LONGEST: Duration = Duration::from_secs(60);
 
-/// Whether trying again can help.
-fn may_come_right(error: &ApiError) -> bool {
-    // Gone, protected meanwhile, or never possible.
-    !matches!(error.code, ErrorCode::NotFound | ErrorCode::Conflict | ErrorCode::Invalid | ErrorCode::Unsupported)
+/// How long it is tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tenacity {
+    /// Until it was begun once, or somebody else is at it.
+    Once,
+    /// Until the guest is protected: whatever is in the way now, it is to be.
+    Policy,
+}
+
+impl Tenacity {
+    /// Whether trying again can help.
+    fn may_come_right(self, error: &ApiError) -> bool {
+        match error.code {
+            // Gone, or never possible.
+            ErrorCode::NotFound | ErrorCode::Invalid | ErrorCode::Unsupported => false,
+            // Protected meanwhile, or still to be recovered.
+            ErrorCode::Conflict => self == Self::Policy,
+            _ => true,
+        }
+    }
 }
 
 impl Daemon {
@@ -66,6 +83,9 @@ impl Daemon {
     /// too when somebody else has protected it, or when the guest is gone. A restarted daemon [goes on](Self::resume_protecting) with it.
     pub(super) fn reprotect(self: &Arc<Self>, uuid: ProtectionId, name: &str, target: Target, options: ProtectOptions) {
         let domain = DomainRef { domid: None, name: name.to_owned(), uuid };
+        if self.is_being_protected(uuid) {
+            return;
+        }
         let record = AgainRecord {
             version: STATE_VERSION,
             uuid,
@@ -79,16 +99,30 @@ impl Daemon {
                 "{error}; if remusd is restarted before it is protected, protect it by hand"
             );
         }
-        let daemon = self.clone();
-        let begun = self.begin(Spec::new(OperationKind::Protect, domain.clone()), None, |work| async move {
-            let outcome = daemon.keep_trying(&domain, target, options, &work).await;
-            daemon.given_up(uuid);
-            work.complete(outcome);
-        });
-        if let Err(error) = begun {
-            tracing::info!(domain = name, "not protected again: {error}");
+        if self.try_to_protect(domain, target, options, Tenacity::Once).is_none() {
             self.given_up(uuid);
         }
+    }
+
+    /// The same, also for policies. `None`: somebody is at it already, or the daemon ends.
+    pub(super) fn try_to_protect(
+        self: &Arc<Self>,
+        domain: DomainRef,
+        target: Target,
+        options: ProtectOptions,
+        tenacity: Tenacity,
+    ) -> Option<Begun> {
+        if self.is_being_protected(domain.uuid) {
+            return None;
+        }
+        let daemon = self.clone();
+        let name = domain.name.clone();
+        let begun = self.begin(Spec::new(OperationKind::Protect, domain.clone()), None, |work| async move {
+            let outcome = daemon.keep_trying(&domain, target, options, tenacity, &work).await;
+            daemon.given_up(domain.uuid);
+            work.complete(outcome);
+        });
+        begun.inspect_err(|error| tracing::info!(domain = name, "not protected by itself: {error}")).ok()
     }
 
     /// Nothing is left to be tried: it is protected, or cannot be, or somebody does not want it. The daemon's end is none of these.
@@ -121,11 +155,16 @@ impl Daemon {
         }
     }
 
+    async fn is_protected(&self, uuid: ProtectionId) -> bool {
+        self.primaries.lock().await.get(&uuid).is_some_and(|p| p.handle.outcome.borrow().is_none())
+    }
+
     async fn keep_trying(
         self: &Arc<Self>,
         domain: &DomainRef,
         target: Target,
         options: ProtectOptions,
+        tenacity: Tenacity,
         work: &Work,
     ) -> Outcome {
         let mut backoff = match Backoff::endless(FIRST, LONGEST) {
@@ -141,10 +180,19 @@ impl Daemon {
                 _ = backoff.wait() => {}
             }
             let error = match self.protect(&domain.uuid.to_string(), target.clone(), options.clone()).await {
-                Ok(handle) => return until_protected(work, &handle, 0).await,
+                Ok(handle) => match until_protected(work, &handle, 0).await {
+                    // It has begun and did not get far: the other host may have gone again.
+                    Outcome::Failed(error) if tenacity == Tenacity::Policy && error.code != ErrorCode::Conflict => {
+                        error
+                    }
+                    outcome => return outcome,
+                },
+                Err(_) if tenacity == Tenacity::Policy && self.is_protected(domain.uuid).await => {
+                    return Outcome::done("somebody else has protected it");
+                }
                 Err(error) => error,
             };
-            let goes_on = may_come_right(&error);
+            let goes_on = tenacity.may_come_right(&error);
             if said.as_ref() != Some(&error) {
                 let then = if goes_on { "trying on" } else { "protect it by hand" };
                 let text = format!("protecting {} towards {}: {error}; {then}", domain.name, target.label());
@@ -165,9 +213,13 @@ mod tests {
     #[test]
     fn a_host_that_is_away_is_tried_on_and_what_cannot_be_is_not() {
         let error = |code| ApiError::new(code, "x");
-        assert!(may_come_right(&error(ErrorCode::Peer)) && may_come_right(&error(ErrorCode::Failed)));
-        for code in [ErrorCode::NotFound, ErrorCode::Conflict, ErrorCode::Invalid, ErrorCode::Unsupported] {
-            assert!(!may_come_right(&error(code)), "{code:?}");
+        for tenacity in [Tenacity::Once, Tenacity::Policy] {
+            let right = |code| tenacity.may_come_right(&error(code));
+            assert!(right(ErrorCode::Peer) && right(ErrorCode::Failed));
+            for code in [ErrorCode::NotFound, ErrorCode::Invalid, ErrorCode::Unsupported] {
+                assert!(!right(code), "{code:?}");
+            }
+            assert_eq!(right(ErrorCode::Conflict), tenacity == Tenacity::Policy);
         }
     }
 }

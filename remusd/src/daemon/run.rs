@@ -4,7 +4,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
 
+use super::figures::Endpoint;
+use super::logging::LogFilter;
+use super::notify::Notify;
+use super::reload::{Apply, Live};
 use super::witness::{WITNESS_FILE, Witnesses};
 use super::{Daemon, Host, listen};
 use crate::api::access::{self, Access};
@@ -35,8 +40,14 @@ pub struct Settings {
     pub save_helper: Option<PathBuf>,
     /// xl.
     pub xl: PathBuf,
-    /// The configuration file's contents.
+    /// The configuration file.
+    pub config_path: PathBuf,
+    /// What it said, with its drop-ins.
     pub config: Config,
+    /// The folder of the domains' policies.
+    pub policies: PathBuf,
+    /// How much is logged.
+    pub log: LogFilter,
 }
 
 /// Runs until SIGTERM or SIGINT. Protections outlive the daemon as held output and records: the next start recovers them.
@@ -57,8 +68,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         .await
         .with_context(|| format!("cannot listen at {}", pair_socket.display()))?;
     // Said now and not at the first request.
-    let admin_group = settings.config.control.admins.as_deref().map(access::group).transpose();
-    let access = Access { admin_group: admin_group.map_err(anyhow::Error::msg).context("control.admins")? };
+    let access = access_of(&settings.config).map_err(anyhow::Error::msg)?;
 
     // Without it there is no audit, but protection all the same.
     let pages: Option<Arc<dyn GuestPages>> = match XenPages::open() {
@@ -96,10 +106,11 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         pages,
         toolstack: Arc::new(Xl),
         guard: Box::new(SuspendGuard::start_real),
-        helper: settings.save_helper,
+        helper: settings.save_helper.clone(),
     };
     let daemon = Arc::new(Daemon::new(host, state, log, backups.clone(), witnesses));
     daemon.follow_activations();
+    daemon.count_events();
     backups.recover().await?;
     // Keys that cannot be used keep nobody from being recovered: a guest that runs must be sealed, whatever else is wrong.
     let pairing = match Keyring::open(&settings.state_dir.join("tls"), host_id) {
@@ -115,19 +126,71 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     tokio::spawn(listen::serve_links(link, backups.clone()));
     daemon.recover_all().await;
     daemon.resume_protecting();
+    daemon.follow_policies(settings.policies.clone());
     tracing::info!("ready");
     let server = server::Server::new(access);
-    tokio::spawn(server.clone().serve(control, daemon.clone()));
-
-    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        result = tokio::signal::ctrl_c() => result?,
+    let endpoint = Arc::new(Endpoint::default());
+    if let Err(text) = endpoint.set(&daemon, settings.config.metrics.listen) {
+        // Guests do not wait for a monitoring system.
+        tracing::error!("{text}");
     }
+    daemon.set_live(live(&settings, &server, &daemon, endpoint));
+    tokio::spawn(server.clone().serve(control, daemon.clone()));
+    let notify = Notify::of_environment();
+    notify.ready();
+    tokio::spawn(notify.clone().beat(daemon.clone()));
+
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            result = tokio::signal::ctrl_c() => { result?; break }
+            _ = hangup.recv() => {
+                notify.reloading();
+                match daemon.reload(None).await {
+                    Ok(told) => tracing::info!("read anew: {told}"),
+                    Err(error) => tracing::error!("cannot be read anew: {error}"),
+                }
+                notify.ready();
+            }
+        }
+    }
+    notify.stopping();
     daemon.shut_down().await;
     server.flush(LAST_WORDS).await;
     let _ = std::fs::remove_file(&settings.socket);
     let _ = std::fs::remove_file(&settings.link_socket);
     let _ = std::fs::remove_file(&pair_socket);
     Ok(())
+}
+
+fn access_of(config: &Config) -> Result<Access, String> {
+    let admin_group = config.control.admins.as_deref().map(access::group).transpose();
+    Ok(Access { admin_group: admin_group.map_err(|text| format!("control.admins: {text}"))? })
+}
+
+/// What a changed configuration is taken over by.
+fn live(settings: &Settings, server: &server::Server, daemon: &Arc<Daemon>, endpoint: Arc<Endpoint>) -> Live {
+    // The daemon has this, so this does not have the daemon.
+    let daemon = Arc::downgrade(daemon);
+    let (socket, server, log) = (settings.socket.clone(), server.clone(), settings.log.clone());
+    let apply: Vec<(&str, Apply)> = vec![
+        (
+            "control.group",
+            Box::new(move |config| {
+                listen::open_to(&socket, config.control.group.as_deref()).map_err(|error| format!("{error:#}"))
+            }),
+        ),
+        ("control.admins", Box::new(move |config| access_of(config).map(|access| server.set_access(access)))),
+        (
+            "metrics.",
+            Box::new(move |config| match daemon.upgrade() {
+                Some(daemon) => endpoint.set(&daemon, config.metrics.listen),
+                None => Ok(()),
+            }),
+        ),
+        ("log.", Box::new(move |config| log.set(&config.log.filter))),
+    ];
+    Live::new(settings.config_path.clone(), settings.config.clone(), apply)
 }

@@ -69,6 +69,7 @@ impl Service for Daemon {
                 self.disks.verify(&disk, domain, by, tag).await?.answer().await
             }
             Request::Abort { job, wait } => self.abort_job(job, wait).await,
+            Request::Reload { domain } => self.reload(domain).await.map(message),
         }
     }
 }

@@ -3,6 +3,7 @@
 mod again;
 mod deciding;
 mod disk_jobs;
+mod policies;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -53,6 +54,7 @@ struct Fixture {
     daemon: Arc<Daemon>,
     backup: BackupDouble,
     hypervisor: Arc<FakeHypervisor>,
+    store: Arc<FakeStore>,
     /// What the next set-ups of a protection come to; the last one's for ever.
     set_ups: Arc<Mutex<VecDeque<SetUp>>>,
     asked: Arc<Mutex<u32>>,
@@ -72,7 +74,7 @@ impl Fixture {
         store.write("/local/domain/3/name", "web").await.unwrap();
         let host = Host {
             hypervisor: hypervisor.clone(),
-            store,
+            store: store.clone(),
             pages: None,
             toolstack: Arc::new(NoToolstack),
             guard: Box::new(|domid| Err(XenError::NoDomain { domid })),
@@ -94,7 +96,7 @@ impl Fixture {
             }
         });
         assert!(daemon.double.set(double).is_ok());
-        Self { daemon, backup, hypervisor, set_ups, asked, _dir: dir }
+        Self { daemon, backup, hypervisor, store, set_ups, asked, _dir: dir }
     }
 
     /// The next set-up brings about this protection.

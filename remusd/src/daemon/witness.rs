@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::ids::ProtectionId;
 use crate::protect::ownership::{Opened, WitnessSource};
 use crate::state::StateDir;
-use crate::witness::{Keeper, Probe, WitnessConfig, WitnessStore};
+use crate::witness::{Health, Keeper, Probe, WitnessConfig, WitnessStore};
 
 /// Where the settings are that no command line should carry: certificates, users, timeouts. [`WitnessConfig`] as JSON.
 pub const WITNESS_FILE: &str = "/etc/remus/witness.json";
@@ -69,6 +69,18 @@ impl Witnesses {
         serde_json::from_value(base).map_err(|e| format!("{}: {e}", self.file.display()))
     }
 
+    /// The witnesses that are asked, without what in their names is secret, and whether they answer; `None`: not known yet.
+    #[must_use]
+    pub fn health(&self) -> Vec<(String, Option<bool>)> {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let up = |shared: &Shared| match *shared.probe.health().borrow() {
+            Health::Untried => None,
+            Health::Up => Some(true),
+            Health::Down(_) => Some(false),
+        };
+        open.iter().map(|(spec, shared)| (without_secrets(spec), up(shared))).collect()
+    }
+
     /// Checks that the witness is usable and on neither host. Resolves names.
     ///
     /// # Errors
@@ -78,6 +90,15 @@ impl Witnesses {
         config.open().map_err(|e| e.to_string())?;
         config.check_place(peer).await.map_err(|e| e.to_string())
     }
+}
+
+/// A witness as typed, without users and passwords in URLs.
+fn without_secrets(spec: &str) -> String {
+    let one = |url: &str| match url.split_once("://") {
+        Some((scheme, rest)) => format!("{scheme}://{}", rest.rsplit_once('@').map_or(rest, |(_, host)| host)),
+        None => url.to_owned(),
+    };
+    spec.split(',').map(one).collect::<Vec<_>>().join(",")
 }
 
 impl WitnessSource for Witnesses {
@@ -112,6 +133,12 @@ mod tests {
         }
         let state = StateDir::open(dir.path().join("state")).unwrap();
         (dir, Witnesses::new(state, path))
+    }
+
+    #[test]
+    fn what_is_secret_in_a_name_is_not_told() {
+        assert_eq!(without_secrets("https://u:p@a:1,http://b:2"), "https://a:1,http://b:2");
+        assert_eq!(without_secrets("script:/usr/lib/w"), "script:/usr/lib/w");
     }
 
     #[test]
