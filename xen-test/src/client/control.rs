@@ -55,17 +55,18 @@ impl Control {
     /// The last failure, when `within` is over.
     pub fn wait_ready(&self, within: Duration) -> Result<Hello, ControlError> {
         let deadline = Instant::now() + within;
+        // Short tries at first: a SYN that the booting guest missed is repeated by the kernel only after 1, 3, 7... seconds. Longer
+        // ones later: of a protected guest each packet waits for its epoch.
+        let mut limit = Duration::from_secs(1);
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            // Short tries: a SYN that the booting guest missed is repeated by
-            // the kernel only after 1, 3, 7... seconds.
-            let try_for = Duration::from_secs(1).min(left).max(Duration::from_millis(10));
-            match Self::new(self.guest, try_for).hello() {
+            match Self::new(self.guest, limit.min(left).max(Duration::from_millis(10))).hello() {
                 Ok(hello) => return Ok(hello),
                 Err(e) if left.is_zero() => return Err(e),
                 // Refused at once: nobody tells us when that changes.
                 Err(_) => std::thread::sleep(Duration::from_millis(100)),
             }
+            limit = (limit * 5 / 4).min(Duration::from_secs(30));
         }
     }
 
