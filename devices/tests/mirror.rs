@@ -300,6 +300,47 @@ fn verify_finds_what_was_changed_behind_our_back() {
     alike(&a, &b);
 }
 
+/// fio writes blocks of every size at random, each with its own checksum, and reads all of them back; the copy's service is killed
+/// under it twice, wherever it is in applying.
+#[test]
+fn fio_finds_what_it_wrote_and_so_does_the_copy_that_was_killed_under_it() {
+    if !has("fio") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (a, mut b) = pair(dir.path());
+    let fio = |more: &[&str]| {
+        let mut fio = Command::new("fio");
+        fio.current_dir(dir.path()).args(["--name=v", "--ioengine=nbd", "--rw=randwrite", "--bsrange=512-128k"]);
+        fio.args(["--iodepth=8", "--verify=crc32c", "--verify_fatal=1", "--randseed=7", "--size=24m"]).args(more);
+        fio.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let whole = |mut fio: Child| {
+        let ended = fio.wait().unwrap();
+        let mut said = String::new();
+        std::io::Read::read_to_string(&mut fio.stdout.take().unwrap(), &mut said).unwrap();
+        assert!(ended.success() && !said.contains("verify:"), "{said}");
+    };
+    let mut writing = fio(&[&format!("--uri={}", a.uri()), "--rate_iops=400", "--do_verify=1"]);
+    for round in 1..=2 {
+        let from = b.status().target.map_or(0, |target| target.applied);
+        b.until("applies", |b| b.status().target.is_some_and(|target| target.applied > from + 2));
+        assert!(writing.try_wait().unwrap().is_none(), "it wrote for too short a time, round {round}");
+        b.kill();
+        a.until("sees that the copy is gone", |a| !a.status().connected);
+        b.start();
+        a.until("has the copy again", |a| a.status().connected);
+    }
+    whole(writing);
+    alike(&a, &b);
+    // The same checksums, read from the copy alone.
+    a.tell(&Request::Disconnect {});
+    b.until("is alone", |b| b.status().target.is_none_or(|target| !target.connected));
+    b.tell(&Request::Promote { force: false });
+    b.tell(&Request::Open {});
+    whole(fio(&[&format!("--uri={}", b.uri()), "--verify_only"]));
+}
+
 #[test]
 fn a_slow_link_throttles_the_guest_and_loses_nothing() {
     if !has("qemu-io") {

@@ -122,6 +122,17 @@ fn jobs_say_whether_they_can_be_aborted() {
         initiator: None,
         ..job.clone()
     };
+    let sync = Job {
+        kind: OperationKind::DiskSync,
+        progress: Some(Progress { pages: 84 << 20, total: 420 << 20, bytes: 1 << 20 }),
+        ..job.clone()
+    };
+    let text = jobs(std::slice::from_ref(&sync), Paint(false));
+    assert!(text.contains("20 % of 420 MiB, 20 MiB/s, 16 s to go"), "{text}");
+    let stuck = Job { progress: Some(Progress { total: 420 << 20, ..Progress::default() }), ..sync.clone() };
+    assert!(jobs(&[stuck], Paint(false)).contains("0 % of 420 MiB, 0 B/s "), "nobody knows for how long");
+    let done = Job { state: JobState::Completed, ..sync };
+    assert!(!jobs(&[done], Paint(false)).contains("to go"));
     insta::assert_snapshot!(jobs(&[job, failover], Paint(false)));
 }
 
