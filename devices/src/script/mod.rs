@@ -33,7 +33,7 @@ pub struct ScriptLimits {
 
 impl Default for ScriptLimits {
     fn default() -> Self {
-        Self { slow: Duration::from_secs(30), running: Duration::from_secs(5), paused: Duration::from_millis(500) }
+        Self { slow: Duration::from_secs(30), running: Duration::from_secs(5), paused: Duration::from_millis(2500) }
     }
 }
 

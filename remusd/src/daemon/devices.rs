@@ -125,7 +125,9 @@ pub fn set(
         }));
     }
     for disk in scripted {
-        subkinds.push(Arc::new(Script::new(disk.clone(), ScriptLimits::default())));
+        // What is left is for everything else that happens while the guest stands still.
+        let paused = Duration::from_millis(options.pause_deadline_ms / 2);
+        subkinds.push(Arc::new(Script::new(disk.clone(), ScriptLimits { paused, ..ScriptLimits::default() })));
     }
     let peer = match target {
         Target::Host { host, .. } | Target::Tls { host, .. } => Some(host.clone()),

@@ -84,7 +84,12 @@ impl<'p> WithDisk<'p> {
         create(pair.a(), true)?;
         // A later power loss takes back what was not synced of the hosts' own files.
         pair.each(|host| host.sh("sync").map(drop))?;
-        let disks = vec![format!("phy:/dev/remus/{DISK},xvda,w")];
+        Self::on(pair, &format!("phy:/dev/remus/{DISK},xvda,w"))
+    }
+
+    /// Makes the guest on host a with this disk, and lets it write. The daemons run, and both hosts have the disk.
+    pub fn on(pair: &'p Pair, disk: &str) -> Result<Self> {
+        let disks = vec![disk.to_owned()];
         let guest = Guest::create(pair, pair.a(), GuestSpec { disks, ..GuestSpec::new(Kind::Pvh) })?;
         let made = Self { protected: Protected::of(guest)?, pair };
         made.go_on()?;

@@ -6,6 +6,7 @@ mod disk_kills;
 mod disk_planned_stop;
 mod disk_power_loss;
 mod disk_resync;
+mod disk_script;
 mod harness_end;
 mod harness_self;
 mod main_backup_loss;
@@ -101,6 +102,7 @@ pub const SCENARIOS: &[Scenario] = &[
     disk_planned_stop::STOP,
     disk_resync::RESYNC,
     disk_resync::BACK,
+    disk_script::SCRIPT,
     disk_kills::DAEMON,
     disk_kills::SERVICE,
     disk_kills::COPY,
@@ -109,7 +111,7 @@ pub const SCENARIOS: &[Scenario] = &[
 
 /// Scenarios that are written but that no run has shown to pass yet: skipped, and counted as such, unless `XEN_TEST_UNSHOWN` is set.
 /// A name leaves this list with the run that shows it.
-pub const UNSHOWN: &[&str] = &["disk-fail-back", "disk-kill-copy"];
+pub const UNSHOWN: &[&str] = &["disk-fail-back", "disk-kill-copy", "disk-script"];
 
 /// What a scenario works with.
 #[derive(Debug)]
