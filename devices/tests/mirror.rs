@@ -333,6 +333,8 @@ fn fio_finds_what_it_wrote_and_so_does_the_copy_that_was_killed_under_it() {
     }
     whole(writing);
     alike(&a, &b);
+    // The source knows that before the copy has written it down.
+    b.until("knows that it is whole", |b| b.status().good);
     // The same checksums, read from the copy alone.
     a.tell(&Request::Disconnect {});
     b.until("is alone", |b| b.status().target.is_none_or(|target| !target.connected));
