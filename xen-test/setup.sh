@@ -44,6 +44,7 @@ set_up() {
     # Clients that are not ours, for the disk service's tests.
     command -v qemu-io >/dev/null || missing+=(qemu-utils)
     command -v nbdinfo >/dev/null || missing+=(libnbd-bin)
+    command -v fio >/dev/null || missing+=(fio)
     if ! rust_is_good; then
         # Debian's rustc-web follows new Rust versions within a stable release.
         missing+=(rustc-web cargo-web rustfmt-web rust-web-clippy)

@@ -111,7 +111,7 @@ impl Drop for Host {
 fn has(program: &str) -> bool {
     let found = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
     let may_skip = std::env::var_os("REMUS_SKIP_CLIENTS").is_some();
-    assert!(found || may_skip, "{program} is missing: install qemu-utils and libnbd-bin, or set REMUS_SKIP_CLIENTS=1");
+    assert!(found || may_skip, "{program} is missing: install qemu-utils, libnbd-bin and fio, or set REMUS_SKIP_CLIENTS=1");
     found
 }
 
