@@ -1,4 +1,4 @@
-//! Two disk services against each other, with Debian's NBD programs as clients (qemu-utils, libnbd-bin). A test whose
+//! Two disk services against each other, with Debian's NBD programs as clients (qemu-utils, libnbd-bin, fio). A test whose
 //! program is missing says so and passes only where `REMUS_SKIP_CLIENTS=1` allows it.
 
 use std::fs;
@@ -7,6 +7,11 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use devices::mirror::service::{Request, Response, Status, call};
+
+#[path = "support/slow_link.rs"]
+mod slow_link;
+
+use slow_link::slow_link;
 
 const SIZE: u64 = 64 << 20;
 
@@ -111,7 +116,10 @@ impl Drop for Host {
 fn has(program: &str) -> bool {
     let found = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
     let may_skip = std::env::var_os("REMUS_SKIP_CLIENTS").is_some();
-    assert!(found || may_skip, "{program} is missing: install qemu-utils, libnbd-bin and fio, or set REMUS_SKIP_CLIENTS=1");
+    assert!(
+        found || may_skip,
+        "{program} is missing: install qemu-utils, libnbd-bin and fio, or set REMUS_SKIP_CLIENTS=1"
+    );
     found
 }
 
@@ -124,32 +132,6 @@ fn pair(root: &Path) -> (Host, Host) {
     a.connect_to(&b);
     a.until("in sync", |a| a.status().in_sync);
     (a, b)
-}
-
-/// Forwards what comes to `at` to the socket `to`, so many bytes per second, for as long as the test runs.
-fn slow_link(at: &Path, to: &Path, rate: u64) {
-    use std::io::{Read, Write};
-    use std::os::unix::net::{UnixListener, UnixStream};
-    let listener = UnixListener::bind(at).unwrap();
-    let to = to.to_owned();
-    let forward = move |mut from: UnixStream, mut to: UnixStream| {
-        let mut buffer = vec![0; 64 << 10];
-        while let Ok(count @ 1..) = from.read(&mut buffer) {
-            std::thread::sleep(Duration::from_micros(count as u64 * 1_000_000 / rate));
-            if to.write_all(&buffer[..count]).is_err() {
-                break;
-            }
-        }
-        drop(to.shutdown(std::net::Shutdown::Both));
-    };
-    std::thread::spawn(move || {
-        for near in listener.incoming().map_while(Result::ok) {
-            let far = UnixStream::connect(&to).unwrap();
-            let (near2, far2) = (near.try_clone().unwrap(), far.try_clone().unwrap());
-            std::thread::spawn(move || forward(near, far));
-            std::thread::spawn(move || forward(far2, near2));
-        }
-    });
 }
 
 fn alike(a: &Host, b: &Host) {
@@ -354,7 +336,7 @@ fn a_slow_link_throttles_the_guest_and_loses_nothing() {
     a.tell(&Request::Open {});
     b.tell(&Request::Demote {});
     let slow = dir.path().join("slow");
-    slow_link(&slow, &b.path("run/d0.peer"), 8 << 20);
+    slow_link(&slow, b.path("run/d0.peer"), 8 << 20);
     a.tell(&Request::Connect { via: Some(format!("unix:{}", slow.display())) });
     a.until("in sync", |a| a.status().in_sync);
     let writer = std::thread::scope(|scope| {

@@ -155,11 +155,15 @@ pub fn vifs(set: &DeviceSet) -> Vec<String> {
         .collect()
 }
 
+/// What the device layer has noted in a protection's record, as far as this version knows it.
+fn noted(record: &PrimaryRecord) -> impl Iterator<Item = devices::Record> {
+    record.devices.iter().filter_map(|noted| serde_json::from_value(noted.clone()).ok())
+}
+
 /// The mirrored disks of a protection, by its record.
 #[must_use]
 pub fn mirrored(record: &PrimaryRecord) -> Vec<String> {
-    let records = record.devices.iter().filter_map(|r| serde_json::from_value::<devices::Record>(r.clone()).ok());
-    let names = records.filter(|r| r.subkind == "mirror").map(|r| r.data["disk"].as_str().map(str::to_owned));
+    let names = noted(record).filter(|r| r.subkind == "mirror").map(|r| r.data["disk"].as_str().map(str::to_owned));
     names.flatten().collect()
 }
 
@@ -168,8 +172,7 @@ pub fn mirrored(record: &PrimaryRecord) -> Vec<String> {
 /// # Errors
 /// The first that could not be ended.
 pub async fn end_disks(record: &PrimaryRecord, ending: Ending) -> Result<(), String> {
-    let records = record.devices.iter().filter_map(|r| serde_json::from_value::<devices::Record>(r.clone()).ok());
-    for kept in records {
+    for kept in noted(record) {
         match kept.subkind.as_str() {
             "mirror" => {
                 let Some(disk) = kept.data["disk"].as_str() else { continue };

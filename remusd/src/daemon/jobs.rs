@@ -12,7 +12,7 @@ use super::{Daemon, resolve};
 use crate::api::{ApiError, ErrorCode};
 use crate::backup::{DrillError, IncomingHandle};
 use crate::link::Token;
-use crate::ops::operation::{AbortAnswer, Initiator, JobState, Progress, Spec, Waiter};
+use crate::ops::operation::{AbortAnswer, Initiator, Progress, Spec, Waiter};
 use crate::ops::{DomainRef, EventKind, How, OperationId, OperationKind, Outcome, Work};
 use crate::protect::driver::{Handle, Order};
 use crate::protect::machine::State;
@@ -135,9 +135,7 @@ impl Daemon {
     fn begin_give_up(&self, typed: &str, by: Initiator, tag: &Option<String>) -> Result<Option<Begun>, ApiError> {
         let jobs = self.operations.jobs().into_iter();
         let Some(job) = jobs.rev().find(|job| {
-            job.kind == OperationKind::Protect
-                && matches!(job.state, JobState::Running | JobState::Aborting)
-                && job.domain.is_meant_by(typed)
+            job.kind == OperationKind::Protect && job.state.is_under_way() && job.domain.is_meant_by(typed)
         }) else {
             return Ok(None);
         };

@@ -12,7 +12,6 @@ use super::reprotect::Tenacity;
 use super::{Daemon, resolve};
 use crate::api::ErrorCode;
 use crate::ids::{DomId, ProtectionId};
-use crate::ops::operation::JobState;
 use crate::ops::{Backoff, DomainRef, OperationId, OperationKind, Outcome as JobOutcome};
 use crate::policy::{self, Planner, Policy, Protection, Seen, TryEnd};
 use crate::protect::machine::Outcome;
@@ -63,11 +62,10 @@ impl Daemon {
 
     /// Whether somebody is about to protect the domain.
     pub(super) fn is_being_protected(&self, uuid: ProtectionId) -> bool {
-        self.operations.jobs().iter().any(|job| {
-            job.kind == OperationKind::Protect
-                && job.domain.uuid == uuid
-                && matches!(job.state, JobState::Running | JobState::Aborting)
-        })
+        self.operations
+            .jobs()
+            .iter()
+            .any(|job| job.kind == OperationKind::Protect && job.domain.uuid == uuid && job.state.is_under_way())
     }
 
     async fn protection_of(&self, uuid: ProtectionId, domid: DomId) -> Protection {

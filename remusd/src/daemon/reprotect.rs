@@ -9,7 +9,7 @@ use super::ends::until_protected;
 use super::jobs::Begun;
 use crate::api::{ApiError, ErrorCode};
 use crate::ids::ProtectionId;
-use crate::ops::operation::{JobState, Spec};
+use crate::ops::operation::Spec;
 use crate::ops::{Backoff, Delivery, DomainRef, EventKind, OperationKind, Outcome, Work};
 use crate::protect::options::{Next, ProtectOptions, Target, Then};
 use crate::state::{AgainRecord, STATE_VERSION};
@@ -141,12 +141,7 @@ impl Daemon {
         for error in errors {
             tracing::error!("{error}");
         }
-        let under_way: Vec<_> = self
-            .operations
-            .jobs()
-            .into_iter()
-            .filter(|job| matches!(job.state, JobState::Running | JobState::Aborting))
-            .collect();
+        let under_way: Vec<_> = self.operations.jobs().into_iter().filter(|job| job.state.is_under_way()).collect();
         for record in records {
             if under_way.iter().any(|job| job.domain.uuid == record.uuid) {
                 continue;

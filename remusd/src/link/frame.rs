@@ -376,6 +376,26 @@ pub struct ProtectOffer {
     pub no_monitor: bool,
 }
 
+#[cfg(test)]
+impl ProtectOffer {
+    /// A small guest called web, without a witness, for tests.
+    pub(crate) fn example() -> Self {
+        Self {
+            protection: ProtectionId::from_u128(1),
+            domain: "web".into(),
+            max_memory_kib: 1024,
+            vcpus: 1,
+            guest_type: GuestType::Pvh,
+            on_primary_loss: OnPrimaryLoss::Wait,
+            detection_ms: 1000,
+            host_id: Uuid::nil(),
+            witness: None,
+            then: None,
+            no_monitor: false,
+        }
+    }
+}
+
 /// Accepts a `HELLO`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Welcome {

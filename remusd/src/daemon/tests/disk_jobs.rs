@@ -1,10 +1,9 @@
 //! Jobs on mirrored disks, with two real services of each disk.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::unix::fs::FileExt;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use ::devices::mirror::client::DiskClient;
 use ::devices::mirror::service::{Node, NodeConfig, serve_control};
@@ -13,6 +12,11 @@ use super::*;
 use crate::daemon::disks::DiskJobs;
 use crate::ops::Operations;
 use crate::ops::operation::{AbortAnswer, Job};
+
+#[path = "../../../../devices/tests/support/slow_link.rs"]
+mod slow_link;
+
+use slow_link::slow_link;
 
 const SIZE: u64 = 32 << 20;
 const LONG: Duration = Duration::from_secs(60);
@@ -50,29 +54,6 @@ fn serve(dir: &Path) {
     };
     let node = Node::open(&config).unwrap();
     std::thread::spawn(move || serve_control(&node, &config.run, "d0"));
-}
-
-/// Forwards what comes to `at` to the socket `to`, so many bytes per second.
-fn slow_link(at: &Path, to: PathBuf, rate: u64) {
-    let listener = UnixListener::bind(at).unwrap();
-    let forward = move |mut from: UnixStream, mut to: UnixStream| {
-        let mut buffer = vec![0; 64 << 10];
-        while let Ok(count @ 1..) = from.read(&mut buffer) {
-            std::thread::sleep(Duration::from_micros(count as u64 * 1_000_000 / rate));
-            if to.write_all(&buffer[..count]).is_err() {
-                break;
-            }
-        }
-        drop(to.shutdown(std::net::Shutdown::Both));
-    };
-    std::thread::spawn(move || {
-        for near in listener.incoming().map_while(Result::ok) {
-            let far = UnixStream::connect(&to).unwrap();
-            let (near2, far2) = (near.try_clone().unwrap(), far.try_clone().unwrap());
-            std::thread::spawn(move || forward(near, far));
-            std::thread::spawn(move || forward(far2, near2));
-        }
-    });
 }
 
 async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {

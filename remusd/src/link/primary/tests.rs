@@ -1,27 +1,11 @@
 use super::*;
-use crate::link::{CloseReason, GuestType, OnPrimaryLoss};
-
-fn offer() -> ProtectOffer {
-    ProtectOffer {
-        protection: ProtectionId::from_u128(1),
-        domain: "web".into(),
-        max_memory_kib: 1,
-        vcpus: 1,
-        guest_type: GuestType::Pvh,
-        on_primary_loss: OnPrimaryLoss::Wait,
-        detection_ms: 1000,
-        host_id: uuid::Uuid::nil(),
-        witness: None,
-        then: None,
-        no_monitor: false,
-    }
-}
+use crate::link::CloseReason;
 
 async fn connect(command: &str, patience: Duration) -> String {
     let key = SessionKey { generation: Generation(1), nonce: Nonce::random() };
     let options = LinkOptions { handshake_timeout: patience, ..LinkOptions::default() };
     let transport = Transport::Command(command.into());
-    PrimaryLink::connect(&transport, key, offer(), &options).await.unwrap_err().to_string()
+    PrimaryLink::connect(&transport, key, ProtectOffer::example(), &options).await.unwrap_err().to_string()
 }
 
 #[tokio::test]
@@ -74,7 +58,7 @@ async fn a_transport_that_dies_in_a_session_is_told_with_its_last_words() {
     let command = format!("printf '{octal}'; echo 'Connection reset by peer' >&2; exit 255");
     let transport = Transport::Command(command);
     let options = LinkOptions::default();
-    let (_sender, mut events) = PrimaryLink::connect(&transport, key, offer(), &options).await.unwrap();
+    let (_sender, mut events) = PrimaryLink::connect(&transport, key, ProtectOffer::example(), &options).await.unwrap();
     match events.next().await {
         Some(LinkEvent::Closed(CloseReason::Transport { said, .. })) => {
             assert!(said.contains("Connection reset by peer"), "{said}");

@@ -14,10 +14,7 @@ use crate::ids::{Generation, Nonce, ProtectionId, SessionKey};
 use crate::link::codec::Encoder;
 use crate::link::handshake::Incoming;
 use crate::link::transport::{Connection, Transport};
-use crate::link::{
-    Frame, GuestType, Hello, LinkError, LinkOptions, OnPrimaryLoss, PrimaryLink, ProtectOffer, Purpose, RefuseCode,
-    VersionRange,
-};
+use crate::link::{Frame, Hello, LinkError, LinkOptions, PrimaryLink, ProtectOffer, Purpose, RefuseCode, VersionRange};
 use crate::pair::{HostId, KeyPair, Keyring, keyring::Identity};
 
 mod link;
@@ -106,19 +103,7 @@ fn key() -> SessionKey {
 }
 
 fn offer() -> ProtectOffer {
-    ProtectOffer {
-        protection: ProtectionId::from_u128(9),
-        domain: "g".into(),
-        max_memory_kib: 1024,
-        vcpus: 1,
-        guest_type: GuestType::Pvh,
-        on_primary_loss: OnPrimaryLoss::Wait,
-        detection_ms: 1000,
-        host_id: uuid::Uuid::nil(),
-        witness: None,
-        then: None,
-        no_monitor: false,
-    }
+    ProtectOffer { protection: ProtectionId::from_u128(9), domain: "g".into(), ..ProtectOffer::example() }
 }
 
 fn query() -> Purpose {

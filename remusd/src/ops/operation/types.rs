@@ -226,6 +226,14 @@ pub enum JobState {
     Failed,
 }
 
+impl JobState {
+    /// Whether it has not ended.
+    #[must_use]
+    pub fn is_under_way(self) -> bool {
+        matches!(self, Self::Running | Self::Aborting)
+    }
+}
+
 /// An operation as it stands, or has ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Job {

@@ -6,29 +6,13 @@ use tokio::sync::mpsc;
 
 use super::link::relay;
 use super::sleep::Sleep;
-use crate::ids::{Generation, Nonce, ProtectionId, SessionKey};
+use crate::ids::{Generation, Nonce, SessionKey};
 use crate::link::handshake::Incoming;
 use crate::link::transport::Connection;
-use crate::link::{GuestType, LinkOptions, OnPrimaryLoss, PrimaryLink, ProtectOffer};
+use crate::link::{LinkOptions, PrimaryLink, ProtectOffer};
 use crate::protect::peer::PeerEvent;
 
 const DETECTION: Duration = Duration::from_secs(1);
-
-fn offer() -> ProtectOffer {
-    ProtectOffer {
-        protection: ProtectionId::from_u128(1),
-        domain: "web".into(),
-        max_memory_kib: 4096,
-        vcpus: 1,
-        guest_type: GuestType::Pvh,
-        on_primary_loss: OnPrimaryLoss::Wait,
-        detection_ms: 1000,
-        host_id: uuid::Uuid::nil(),
-        witness: None,
-        then: None,
-        no_monitor: false,
-    }
-}
 
 /// The last thing that is told when the backup's end closes after the primary has slept for so long.
 async fn end_after(sleep: Duration, answer: Option<&'static str>) -> PeerEvent {
@@ -39,7 +23,8 @@ async fn end_after(sleep: Duration, answer: Option<&'static str>) -> PeerEvent {
         let incoming = Incoming::accept(Connection::new(theirs), options.handshake_timeout).await.unwrap();
         incoming.welcome(uuid::Uuid::nil(), false, &options).await.unwrap()
     };
-    let (opened, session) = tokio::join!(PrimaryLink::over(Connection::new(ours), "b", key, offer(), &options), accept);
+    let (opened, session) =
+        tokio::join!(PrimaryLink::over(Connection::new(ours), "b", key, ProtectOffer::example(), &options), accept);
     let (sender, events) = opened.unwrap();
     let (send, mut told) = mpsc::unbounded_channel();
     let slept = Sleep::new(DETECTION, tokio::time::Instant::now().into_std());
