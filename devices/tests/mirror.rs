@@ -303,7 +303,7 @@ fn fio_finds_what_it_wrote_and_so_does_the_copy_that_was_killed_under_it() {
         std::io::Read::read_to_string(&mut fio.stdout.take().unwrap(), &mut said).unwrap();
         assert!(ended.success() && !said.contains("verify:"), "{said}");
     };
-    let mut writing = fio(&[&format!("--uri={}", a.uri()), "--rate_iops=400", "--do_verify=1"]);
+    let mut writing = fio(&[&format!("--uri={}", a.uri()), "--rate=1m", "--do_verify=1"]);
     for round in 1..=2 {
         let from = b.status().target.map_or(0, |target| target.applied);
         b.until("applies", |b| b.status().target.is_some_and(|target| target.applied > from + 2));
