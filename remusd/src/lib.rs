@@ -21,6 +21,7 @@ pub mod metrics;
 pub mod ops;
 pub mod pair;
 pub mod policy;
+pub mod pool;
 pub mod protect;
 pub mod simulate;
 pub mod state;

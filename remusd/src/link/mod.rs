@@ -12,6 +12,7 @@ pub mod detector;
 pub mod error;
 pub mod frame;
 pub mod handshake;
+pub mod pages;
 mod payload;
 pub mod primary;
 pub mod session;
