@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, ValueEnum};
-use remusd::capture::{HelperCall, ItemReceiver, SaveHelper, SaveHelperConfig};
+use remusd::capture::{EngineCall, ItemReceiver, SaveHelper, SaveHelperConfig};
 use remusd::hvm::DeviceModel;
 use remusd::ids::DomId;
 use remusd::stream::{CaptureItem, PlainComposer, Record, RemusComposer};
@@ -173,7 +173,7 @@ impl Loop {
                 helper.stop_gently();
             }
             match call {
-                HelperCall::Suspend => {
+                EngineCall::Suspend => {
                     if self.kills(epoch, Phase::Suspend) {
                         return self.recover(helper).await;
                     }
@@ -186,7 +186,7 @@ impl Loop {
                     self.save_device_model().await?;
                     answer(&mut helper, 1).await;
                 }
-                HelperCall::Postcopy => {
+                EngineCall::Postcopy => {
                     if self.kills(epoch, Phase::Postcopy) {
                         return self.recover(helper).await;
                     }
@@ -215,7 +215,7 @@ impl Loop {
                     );
                     before = stats;
                 }
-                HelperCall::Checkpoint => {
+                EngineCall::Checkpoint => {
                     if self.kills(epoch, Phase::Checkpoint) {
                         return self.recover(helper).await;
                     }
@@ -224,21 +224,21 @@ impl Loop {
                     let go_on = epoch <= self.arguments.checkpoints;
                     answer(&mut helper, i32::from(go_on)).await;
                 }
-                HelperCall::SwitchQemuLogdirty { enable } => {
+                EngineCall::SwitchQemuLogdirty { enable } => {
                     if let Some(model) = &mut self.model {
                         model.log_dirty(enable, Instant::now() + QMP_PATIENCE).await?;
                     }
                     answer(&mut helper, 0).await;
                 }
-                HelperCall::Progress { what, done, total } => {
+                EngineCall::Progress { what, done, total } => {
                     tracing::debug!("{what}: {done} of {total}");
                 }
-                HelperCall::Log { level, text } => tracing::debug!("helper({level}): {text}"),
-                HelperCall::Complete { retval, errno } => {
+                EngineCall::Log { level, text } => tracing::debug!("helper({level}): {text}"),
+                EngineCall::Complete { retval, errno } => {
                     println!("complete: {retval}, errno {errno}");
                     answer(&mut helper, 0).await;
                 }
-                HelperCall::Exited(status) => {
+                EngineCall::Exited(status) => {
                     println!(
                         "settled: {:?}, guard: {:?}",
                         self.suspender.settle(QMP_PATIENCE).await?,
@@ -260,12 +260,12 @@ impl Loop {
         self.arguments.kill_at == Some(phase) && epoch == when
     }
 
-    fn stops(&self, epoch: u64, call: &HelperCall) -> bool {
+    fn stops(&self, epoch: u64, call: &EngineCall) -> bool {
         match self.arguments.stop_at {
-            Some(Phase::Copy) => epoch == 0 && matches!(call, HelperCall::Progress { done, .. } if *done > 0),
-            Some(Phase::Suspend) => epoch == 2 && matches!(call, HelperCall::Suspend),
-            Some(Phase::Postcopy) => epoch == 2 && matches!(call, HelperCall::Postcopy),
-            Some(Phase::Checkpoint) => epoch == 2 && matches!(call, HelperCall::Checkpoint),
+            Some(Phase::Copy) => epoch == 0 && matches!(call, EngineCall::Progress { done, .. } if *done > 0),
+            Some(Phase::Suspend) => epoch == 2 && matches!(call, EngineCall::Suspend),
+            Some(Phase::Postcopy) => epoch == 2 && matches!(call, EngineCall::Postcopy),
+            Some(Phase::Checkpoint) => epoch == 2 && matches!(call, EngineCall::Checkpoint),
             None => false,
         }
     }

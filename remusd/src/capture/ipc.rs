@@ -3,9 +3,9 @@
 //! Helper to us: `u16` length, `u16` message number, arguments packed in native byte order; a string is a `u32` length that counts
 //! its NUL, and its bytes. Us to helper: a bare `i32` for each message that wants a reply.
 
-use std::process::ExitStatus;
-
 use bytes::{Buf, Bytes, BytesMut};
+
+use super::engine::EngineCall;
 
 /// Message numbers; the callbacks' numbers are also the bits of the helper's `cbflags` argument.
 mod number {
@@ -22,64 +22,11 @@ mod number {
 pub(super) const CALLBACK_FLAGS: u32 =
     1 << number::SUSPEND | 1 << number::POSTCOPY | 1 << number::CHECKPOINT | 1 << number::SWITCH_QEMU_LOGDIRTY;
 
-/// What the save helper says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum HelperCall {
-    /// Suspend the guest. Reply 1 when it is suspended, 0 to end the capture.
-    Suspend,
-    /// The epoch is copied, all of it is in the pipe: resume the guest. Reply 1 to go on, 0 to end the capture.
-    Postcopy,
-    /// Between two epochs. Reply 1 to begin the next one, 0 to end the capture.
-    Checkpoint,
-    /// Have the device model log what it writes to guest memory, or stop that. Reply 0 when done, -1 on failure; 0 at once for a
-    /// guest without device model.
-    SwitchQemuLogdirty {
-        /// On or off.
-        enable: bool,
-    },
-    /// How far a pass over memory is; no reply.
-    Progress {
-        /// Which pass.
-        what: String,
-        /// Pages done.
-        done: u64,
-        /// Pages in all.
-        total: u64,
-    },
-    /// A line for the log; no reply.
-    Log {
-        /// `xentoollog_level`: 1 debug, 2 verbose, 3 detail, 4 progress, 5 info, 6 notice, 7 warn, 8 error, 9 critical.
-        level: u32,
-        /// The line.
-        text: String,
-    },
-    /// The capture has ended. Reply 0, and the helper exits.
-    Complete {
-        /// What `xc_domain_save` returned: 0 also when a callback ended it.
-        retval: i32,
-        /// Its errno.
-        errno: i32,
-    },
-    /// The helper process has ended; nothing more will come.
-    Exited(ExitStatus),
-}
-
-impl HelperCall {
-    /// Whether the helper waits for a reply.
-    #[must_use]
-    pub fn wants_reply(&self) -> bool {
-        matches!(
-            self,
-            Self::Suspend | Self::Postcopy | Self::Checkpoint | Self::SwitchQemuLogdirty { .. } | Self::Complete { .. }
-        )
-    }
-}
-
 /// Takes the first message off `buffer`; `None` if it is not complete yet.
 ///
 /// # Errors
 /// A sentence about a message that is not as it must be.
-pub fn decode(buffer: &mut BytesMut) -> Result<Option<HelperCall>, String> {
+pub fn decode(buffer: &mut BytesMut) -> Result<Option<EngineCall>, String> {
     let Some(&[low, high]) = buffer.first_chunk::<2>() else {
         return Ok(None);
     };
@@ -93,7 +40,7 @@ pub fn decode(buffer: &mut BytesMut) -> Result<Option<HelperCall>, String> {
     if body.is_empty() { Ok(Some(call)) } else { Err(format!("{} bytes too many after {call:?}", body.len())) }
 }
 
-fn message(body: &mut Bytes) -> Result<HelperCall, String> {
+fn message(body: &mut Bytes) -> Result<EngineCall, String> {
     let short = |_| "a message is too short".to_owned();
     Ok(match body.try_get_u16_ne().map_err(short)? {
         number::LOG => {
@@ -107,25 +54,25 @@ fn message(body: &mut Bytes) -> Result<HelperCall, String> {
                 let cause = std::io::Error::from_raw_os_error(errno);
                 line = format!("{line}: {cause}");
             }
-            HelperCall::Log { level, text: line }
+            EngineCall::Log { level, text: line }
         }
         number::PROGRESS => {
             let context = string(body)?;
             let doing = string(body)?;
-            HelperCall::Progress {
+            EngineCall::Progress {
                 what: if doing.is_empty() { context } else { doing },
                 done: body.try_get_u64_ne().map_err(short)?,
                 total: body.try_get_u64_ne().map_err(short)?,
             }
         }
-        number::SUSPEND => HelperCall::Suspend,
-        number::POSTCOPY => HelperCall::Postcopy,
-        number::CHECKPOINT => HelperCall::Checkpoint,
+        number::SUSPEND => EngineCall::Suspend,
+        number::POSTCOPY => EngineCall::Postcopy,
+        number::CHECKPOINT => EngineCall::Checkpoint,
         number::SWITCH_QEMU_LOGDIRTY => {
             body.try_get_u32_ne().map_err(short)?;
-            HelperCall::SwitchQemuLogdirty { enable: body.try_get_u32_ne().map_err(short)? != 0 }
+            EngineCall::SwitchQemuLogdirty { enable: body.try_get_u32_ne().map_err(short)? != 0 }
         }
-        number::COMPLETE => HelperCall::Complete {
+        number::COMPLETE => EngineCall::Complete {
             retval: body.try_get_i32_ne().map_err(short)?,
             errno: body.try_get_i32_ne().map_err(short)?,
         },
@@ -161,7 +108,7 @@ mod tests {
         let mut buffer = BytesMut::from(REAL);
         assert_eq!(
             decode(&mut buffer).unwrap(),
-            Some(HelperCall::Log { level: 1, text: "libxl-save-helper: starting save".into() })
+            Some(EngineCall::Log { level: 1, text: "libxl-save-helper: starting save".into() })
         );
         assert!(buffer.is_empty());
     }
@@ -188,14 +135,14 @@ mod tests {
         assert_eq!(
             calls,
             [
-                HelperCall::Suspend,
-                HelperCall::Postcopy,
-                HelperCall::Checkpoint,
-                HelperCall::SwitchQemuLogdirty { enable: true },
-                HelperCall::Complete { retval: -1, errno: 22 }
+                EngineCall::Suspend,
+                EngineCall::Postcopy,
+                EngineCall::Checkpoint,
+                EngineCall::SwitchQemuLogdirty { enable: true },
+                EngineCall::Complete { retval: -1, errno: 22 }
             ]
         );
-        assert!(calls.iter().all(HelperCall::wants_reply));
+        assert!(calls.iter().all(EngineCall::wants_reply));
     }
 
     #[test]

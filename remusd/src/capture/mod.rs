@@ -1,17 +1,21 @@
 //! Capture engines: they turn the running guest into epochs.
 //!
 //! `save_helper` drives the stock `libxl-save-helper` and drains its stream into local memory, so that the guest waits for a copy
-//! and not for a network.
+//! and not for a network. `native` reads the guest's log of dirty pages and its memory itself, and copies with all cores. Both yield
+//! the same items and speak the same words to whoever drives them.
 
 mod buffer;
 mod drain;
+pub mod engine;
 pub mod ipc;
+pub mod native;
 pub mod save_helper;
 
 use std::path::PathBuf;
 
 pub use buffer::{CaptureStats, ItemReceiver};
-pub use ipc::HelperCall;
+pub use engine::{Engine, EngineCall};
+pub use native::{NativeConfig, NativeEngine};
 pub use save_helper::{SaveHelper, SaveHelperConfig};
 
 use crate::ids::DomId;
@@ -84,6 +88,16 @@ pub enum CaptureError {
         domid: DomId,
         /// What was wrong.
         cause: StreamError,
+    },
+    /// The native engine cannot go on.
+    #[error("the native capture of domain {domid} failed while {doing}: {cause}")]
+    Native {
+        /// The domain.
+        domid: DomId,
+        /// What was going on.
+        doing: &'static str,
+        /// Why.
+        cause: String,
     },
     /// One epoch is bigger than the hard budget: resume the guest first, then stop the helper.
     #[error(

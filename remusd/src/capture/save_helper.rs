@@ -10,6 +10,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 
+use async_trait::async_trait;
 use bytes::BytesMut;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
@@ -19,7 +20,8 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::oneshot;
 
 use super::buffer::Shared;
-use super::ipc::{self, HelperCall};
+use super::engine::{Engine, EngineCall};
+use super::ipc;
 use super::{CaptureBudget, CaptureError, CaptureStats, ItemReceiver, drain};
 use crate::ids::DomId;
 
@@ -48,7 +50,7 @@ impl SaveHelperConfig {
     }
 }
 
-/// A running capture. Dropping it kills the helper; see [`kill`](Self::kill) for what that leaves.
+/// A running capture. Dropping it kills the helper; see [`kill`](Engine::kill) for what that leaves.
 pub struct SaveHelper {
     domid: DomId,
     child: Child,
@@ -125,12 +127,14 @@ impl SaveHelper {
         ))
     }
 
-    /// What the helper says next. Calls that want a reply need one before anything else will come. Cancel-safe.
-    ///
-    /// # Errors
-    /// [`CaptureError::OverBudget`] or [`CaptureError::Stream`], once, as soon as the drain fails: resume the guest, then stop the
-    /// helper; its further calls still come. [`CaptureError::Protocol`], [`CaptureError::Io`].
-    pub async fn next_call(&mut self) -> Result<HelperCall, CaptureError> {
+    fn io(&self, doing: &'static str, error: &io::Error) -> CaptureError {
+        CaptureError::Io { domid: self.domid, doing, cause: error.to_string() }
+    }
+}
+
+#[async_trait]
+impl Engine for SaveHelper {
+    async fn next_call(&mut self) -> Result<EngineCall, CaptureError> {
         loop {
             match ipc::decode(&mut self.incoming) {
                 Ok(Some(call)) => {
@@ -154,16 +158,12 @@ impl SaveHelper {
             if read == 0 {
                 let status = self.child.wait().await;
                 let status = status.map_err(|error| self.io("waiting for its end", &error))?;
-                return Ok(HelperCall::Exited(status));
+                return Ok(EngineCall::Exited(exit(status)));
             }
         }
     }
 
-    /// Answers the last call.
-    ///
-    /// # Errors
-    /// [`CaptureError::Protocol`] when no call waits for a reply, [`CaptureError::Io`] when the helper is gone.
-    pub async fn reply(&mut self, value: i32) -> Result<(), CaptureError> {
+    async fn reply(&mut self, value: i32) -> Result<(), CaptureError> {
         if !self.awaits_reply {
             return Err(CaptureError::Protocol { domid: self.domid, cause: format!("reply {value} to nothing") });
         }
@@ -172,46 +172,31 @@ impl SaveHelper {
         written.map_err(|error| self.io("answering it", &error))
     }
 
-    /// While on, captured items are queued without waiting for the receiver, up to the hard budget. Set it when the guest is to be
-    /// suspended, clear it when it runs. Never blocks.
-    pub fn set_hard_mode(&self, on: bool) {
+    fn set_hard_mode(&self, on: bool) {
         self.shared.set_hard_mode(on);
     }
 
-    /// Throws away what is still to come, so that the helper does not wait for a receiver.
-    pub fn discard(&self) {
+    fn discard(&self) {
         self.shared.discard();
     }
 
-    /// Counts since the start.
-    #[must_use]
-    pub fn stats(&self) -> CaptureStats {
+    fn stats(&self) -> CaptureStats {
         self.shared.stats()
     }
 
-    /// Has the helper end its capture: it turns log-dirty off and says [`HelperCall::Complete`]. Its next write fails, and a call of
-    /// it that waits, or still comes, is to be answered with 0 (as always, for `SwitchQemuLogdirty`, with whether it was done). Go on
-    /// until [`HelperCall::Exited`]. Does not resume the guest. Never blocks.
-    ///
-    /// Not by SIGTERM, as libxl does it: one that hits the helper while it waits for a reply ends it at once, with log-dirty on.
-    pub fn stop_gently(&self) {
+    /// Its next write fails. Not by SIGTERM, as libxl does it: one that hits the helper while it waits for a reply ends it at once,
+    /// with log-dirty on.
+    fn stop_gently(&self) {
         self.shared.close();
     }
 
-    /// Ends the helper at once and reaps it. Log-dirty stays on, and the guest as it is: see to both.
-    pub async fn kill(mut self) {
+    async fn kill(mut self: Box<Self>) {
         self.shared.close();
         let _ = self.child.kill().await;
     }
 
-    /// The helper's process id, while it has not been reaped.
-    #[must_use]
-    pub fn pid(&self) -> Option<u32> {
+    fn pid(&self) -> Option<u32> {
         self.child.id()
-    }
-
-    fn io(&self, doing: &'static str, error: &io::Error) -> CaptureError {
-        CaptureError::Io { domid: self.domid, doing, cause: error.to_string() }
     }
 }
 
@@ -223,6 +208,11 @@ impl Drop for SaveHelper {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
     }
+}
+
+/// Empty for a good end.
+fn exit(status: std::process::ExitStatus) -> String {
+    if status.success() { String::new() } else { status.to_string() }
 }
 
 fn command(path: &Path, domid: DomId, stream: &OwnedFd) -> std::process::Command {

@@ -9,7 +9,7 @@ use super::args::Notify;
 use crate::api::{Request, TargetSpec};
 use crate::link::transport::DEFAULT_SSH;
 use crate::protect::machine::OnBackupLoss;
-use crate::protect::options::{OnPrimaryLoss, ProtectOptions, Target, Then};
+use crate::protect::options::{EngineKind, OnPrimaryLoss, ProtectOptions, Target, Then};
 
 /// What to do with output when the backup is lost.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -18,6 +18,15 @@ pub enum BackupLoss {
     Alone,
     /// Output stays held until an operator decides.
     Hold,
+}
+
+/// What captures the guest.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum CaptureEngine {
+    /// Xen's own libxl-save-helper.
+    SaveHelper,
+    /// remusd itself: shorter pauses; PVH and HVM guests.
+    Native,
 }
 
 /// What the backup does when the primary is lost.
@@ -93,6 +102,9 @@ pub struct Choices {
     /// The backup's xl does not stay behind as the monitor of the guest it has activated: as `xl remus -e`.
     #[arg(long)]
     pub no_monitor: bool,
+    /// What captures the guest.
+    #[arg(long, value_enum, default_value = "save-helper")]
+    pub engine: CaptureEngine,
     /// When the backup is lost.
     #[arg(long, value_enum, default_value = "alone")]
     pub on_backup_loss: BackupLoss,
@@ -188,6 +200,10 @@ impl Choices {
                 Some(host) => Then::To(host.clone()),
                 None if self.reprotect => Then::Back,
                 None => Then::Nothing,
+            },
+            engine: match self.engine {
+                CaptureEngine::SaveHelper => EngineKind::SaveHelper,
+                CaptureEngine::Native => EngineKind::Native,
             },
             on_backup_loss: match self.on_backup_loss {
                 BackupLoss::Alone => OnBackupLoss::Alone,

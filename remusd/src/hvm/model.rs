@@ -73,7 +73,7 @@ impl DeviceModel {
     }
 
     /// Has the device model log what it writes to guest memory (or no more): the answer to the helper's
-    /// [`SwitchQemuLogdirty`](crate::capture::HelperCall::SwitchQemuLogdirty).
+    /// [`SwitchQemuLogdirty`](crate::capture::EngineCall::SwitchQemuLogdirty).
     ///
     /// # Errors
     /// [`QmpError`].

@@ -20,6 +20,17 @@ pub enum OnPrimaryLoss {
     Activate,
 }
 
+/// What captures the guest (DESIGN section 5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum EngineKind {
+    /// Xen's own `libxl-save-helper`, a process of its own.
+    #[default]
+    SaveHelper,
+    /// remusd itself: shorter pauses. PVH and HVM guests.
+    Native,
+}
+
 /// Where the epochs go.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -125,6 +136,8 @@ pub struct ProtectOptions {
     /// Take the domain out of xendomains' autostart while it is protected; it is put back when this host owns it, and remusd boots the
     /// domain in its place (hazard F4).
     pub manage_autostart: bool,
+    /// See [`EngineKind`].
+    pub engine: EngineKind,
     /// UNSAFE: output is not held at all (`xl remus -n`).
     pub no_netbuffer: bool,
     /// UNSAFE: disks that are let pass although they are not replicated: a vdev name, or `all` (`xl remus -d`).
@@ -151,6 +164,7 @@ impl Default for ProtectOptions {
             witness: None,
             then: Then::default(),
             manage_autostart: false,
+            engine: EngineKind::default(),
             no_netbuffer: false,
             unsafe_disks: Vec::new(),
         }

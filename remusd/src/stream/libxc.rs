@@ -355,6 +355,30 @@ pub fn page_record(batch: &PageBatch) -> Option<[Bytes; 2]> {
     Some([head.freeze(), batch.data.clone()])
 }
 
+/// The static part of an HVM or PVH guest's stream, as libxenguest writes it for Xen of this version: image header, domain header,
+/// the CPUID leaves and MSRs (each left out when empty) and STATIC_DATA_END.
+#[must_use]
+pub fn hvm_preamble(major: u32, minor: u32, cpuid: &[u8], msrs: &[u8]) -> Bytes {
+    let mut buffer = BytesMut::with_capacity(128 + cpuid.len() + msrs.len());
+    buffer.put_u64(MARKER);
+    buffer.put_u32(IMAGE_ID);
+    buffer.put_u32(VERSION);
+    buffer.put_u16(0);
+    buffer.put_bytes(0, 6);
+    buffer.put_u32_le(DOMAIN_HVM);
+    buffer.put_u16_le(12);
+    buffer.put_u16_le(0);
+    buffer.put_u32_le(major);
+    buffer.put_u32_le(minor);
+    for (kind, body) in [(kind::X86_CPUID_POLICY, cpuid), (kind::X86_MSR_POLICY, msrs)] {
+        if !body.is_empty() {
+            put_record(&mut buffer, kind, body);
+        }
+    }
+    put_record(&mut buffer, kind::STATIC_DATA_END, &[]);
+    buffer.freeze()
+}
+
 /// Appends a record of either layer: both have the same head and padding. The body must be shorter than 4 GiB.
 pub(crate) fn put_record(buffer: &mut BytesMut, kind: u32, body: &[u8]) {
     buffer.reserve(RECORD_HEADER + body.len() + 8);

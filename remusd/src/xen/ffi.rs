@@ -12,7 +12,7 @@ use super::soname;
 use crate::ids::DomId;
 
 /// `xc_interface *`: opaque.
-type Xch = *mut c_void;
+pub(super) type Xch = *mut c_void;
 
 /// Room for `xc_domaininfo_t` of any version: 4.17's has 152 bytes, and its tail grows.
 const DOMAIN_INFO: usize = 1024;
@@ -32,6 +32,19 @@ struct Functions {
     shadow: Symbol<unsafe extern "C" fn(Xch, u32, c_uint, *mut c_uint, c_uint) -> c_int>,
     version: Symbol<unsafe extern "C" fn(Xch, c_int, *mut c_void) -> c_int>,
     resume: Symbol<unsafe extern "C" fn(Xch, u32, c_int) -> c_int>,
+}
+
+/// What the beginning of `xc_domaininfo_t` says.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct InfoHead {
+    /// Its state.
+    pub(super) state: DomainState,
+    /// Pages that it holds.
+    pub(super) pages: u64,
+    /// Of these, pages shared with other domains.
+    pub(super) shared: u64,
+    /// Pages that were moved to a pager.
+    pub(super) paged: u64,
 }
 
 /// One `xc_interface`, for one thread.
@@ -73,8 +86,18 @@ impl Control {
         Ok(Self { xch, functions, _guest: guest, _control: control })
     }
 
+    /// The interface, for calls of another module on the same thread. Lives as long as this.
+    pub(super) fn interface(&self) -> Xch {
+        self.xch
+    }
+
     /// A domain's state; `None` if it does not exist. The one thing that the guard needs to know without the crate.
     pub(super) fn state(&self, domid: DomId) -> Result<Option<DomainState>, XenError> {
+        Ok(self.head(domid)?.map(|head| head.state))
+    }
+
+    /// The part of `xc_domaininfo_t` that is the same in all versions; `None` if there is no such domain.
+    pub(super) fn head(&self, domid: DomId) -> Result<Option<InfoHead>, XenError> {
         // Of u64 for its alignment.
         let mut info = [0u64; DOMAIN_INFO / 8];
         // SAFETY: room for one element of any version's size is there.
@@ -91,7 +114,9 @@ impl Control {
         if found == 0 || u32::from(u16::from_le_bytes([head[0], head[1]])) != domid.0 {
             return Ok(None);
         }
-        Ok(Some(state_of_flags(u32::from_le_bytes([head[4], head[5], head[6], head[7]]))))
+        let state = state_of_flags(u32::from_le_bytes([head[4], head[5], head[6], head[7]]));
+        // u64 each: tot_pages at 8, max_pages, outstanding_pages, shr_pages at 32, paged_pages at 40.
+        Ok(Some(InfoHead { state, pages: info[1], shared: info[4], paged: info[5] }))
     }
 
     /// Resumes a suspended domain; nothing to do for one that is not shut down. Returns whether it stood.
@@ -149,6 +174,18 @@ impl Control {
     pub(super) fn log_dirty_off(&self, domid: DomId) -> Result<(), XenError> {
         let rc = self.shadow(domid, SHADOW_OP_OFF);
         check("xc_shadow_control(OFF)", domid, rc)
+    }
+
+    /// Has writes logged from now on, with an empty log.
+    pub(super) fn log_dirty_start(&self, domid: DomId) -> Result<(), XenError> {
+        const CALL: &str = "xc_shadow_control(ENABLE_LOGDIRTY)";
+        if self.shadow(domid, SHADOW_OP_ENABLE_LOGDIRTY) == 0 {
+            return Ok(());
+        }
+        // On already, left by an earlier run: off and on empties the log, as libxenguest does it.
+        self.log_dirty_off(domid)?;
+        let rc = self.shadow(domid, SHADOW_OP_ENABLE_LOGDIRTY);
+        check(CALL, domid, rc)
     }
 
     pub(super) fn log_dirty_is_on(&self, domid: DomId) -> Result<bool, XenError> {
@@ -212,7 +249,7 @@ pub(super) fn failed(call: &'static str, domid: DomId, error: &io::Error) -> Xen
     XenError::Call { call, domid, cause: error.to_string() }
 }
 
-fn check(call: &'static str, domid: DomId, rc: c_int) -> Result<(), XenError> {
+pub(super) fn check(call: &'static str, domid: DomId, rc: c_int) -> Result<(), XenError> {
     if rc < 0 {
         return Err(failed(call, domid, &io::Error::last_os_error()));
     }

@@ -49,6 +49,14 @@ pub enum XenError {
         /// What the system said.
         cause: String,
     },
+    /// The domain uses something that its memory cannot be copied with.
+    #[error("the memory of domain {domid} cannot be copied: {cause}")]
+    Memory {
+        /// The domain.
+        domid: DomId,
+        /// What stands in the way, and what to do.
+        cause: String,
+    },
     /// The thread that owns the interface has ended.
     #[error("the thread that owns the hypervisor interface has ended: a call panicked; restart remusd")]
     OwnerGone,

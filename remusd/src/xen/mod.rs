@@ -16,6 +16,7 @@ pub mod suspend;
 pub mod create;
 #[cfg(feature = "xen")]
 mod ffi;
+pub mod foreign;
 #[cfg(feature = "xen")]
 mod owner;
 #[cfg(feature = "xen")]

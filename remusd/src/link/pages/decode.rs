@@ -4,8 +4,8 @@ use bytes::{Buf, Bytes};
 use lz4_flex::block::decompress_into;
 
 use super::cache::PageCache;
-use crate::pool::BufferPool;
 use super::{GFN, ZERO_PAGE, delta, encoding};
+use crate::pool::BufferPool;
 use crate::stream::{PAGE_SIZE, PageBatch};
 
 /// Most pages of one part.

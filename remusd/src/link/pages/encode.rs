@@ -6,8 +6,8 @@ use rayon::prelude::*;
 
 use super::cache::PageCache;
 use super::delta::{self, Difference, SPARSE_MAX};
-use crate::pool::{BufferPool, Pooled};
 use super::{ENTRY, GFN, HEAD, PART_PAGES, encoding};
+use crate::pool::{BufferPool, Pooled};
 use crate::stream::{PAGE_SIZE, PageBatch};
 
 /// Most entries of one part.

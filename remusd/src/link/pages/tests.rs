@@ -31,7 +31,9 @@ fn write(page: &mut [u8], write: Write) {
                 page[at..at + 8].copy_from_slice(&noise(u64::from(count)).to_le_bytes());
             }
         }
-        Write::Noise(seed) => page.chunks_exact_mut(8).for_each(|word| word.copy_from_slice(&noise(seed).to_le_bytes())),
+        Write::Noise(seed) => {
+            page.chunks_exact_mut(8).for_each(|word| word.copy_from_slice(&noise(seed).to_le_bytes()))
+        }
         Write::Text(byte) => page.iter_mut().enumerate().for_each(|(at, to)| *to = byte ^ (at / 40) as u8),
     }
 }
@@ -56,11 +58,7 @@ struct Epoch {
 
 fn epochs() -> impl Strategy<Value = Vec<Epoch>> {
     let batch = proptest::collection::vec((0..40u64, writes()), 1..30);
-    let epoch = (
-        proptest::collection::vec(batch, 0..4),
-        any::<bool>(),
-        proptest::option::weighted(0.3, 0..4usize),
-    )
+    let epoch = (proptest::collection::vec(batch, 0..4), any::<bool>(), proptest::option::weighted(0.3, 0..4usize))
         .prop_map(|(batches, dense, abandoned_after)| Epoch { batches, dense, abandoned_after });
     proptest::collection::vec(epoch, 1..12)
 }
@@ -199,7 +197,9 @@ fn each_page_gets_the_cheapest_encoding() {
 #[test]
 fn many_cores_and_one_say_the_same() {
     let mut memory = vec![0; 1000 * PAGE_SIZE];
-    let pages: Vec<_> = (0..1000).map(|gfn| (gfn, [Write::Words(3, 3), Write::Text(gfn as u8), Write::Zero][gfn as usize % 3])).collect();
+    let pages: Vec<_> = (0..1000)
+        .map(|gfn| (gfn, [Write::Words(3, 3), Write::Text(gfn as u8), Write::Zero][gfn as usize % 3]))
+        .collect();
     let whole = batch(&mut memory, &pages);
     let mut together = PageEncoder::new(16 << 20);
     together.begin();

@@ -11,8 +11,8 @@ use super::super::options::OnPrimaryLoss;
 use super::super::peer::GuestDoes;
 use super::super::pump::PumpOrder;
 use super::super::report::EpochReport;
+use super::engine::open_engine;
 use super::{Current, Driver, news};
-use crate::capture::{SaveHelper, SaveHelperConfig};
 use crate::ids::Epoch;
 use crate::ops::{Backoff, EventKind};
 use crate::xen::suspend::Settled;
@@ -266,10 +266,7 @@ impl Driver {
     }
 
     async fn start_engine(&mut self) {
-        let mut config =
-            SaveHelperConfig { helper: self.parts.helper.clone(), ..SaveHelperConfig::new(self.parts.domid) };
-        config.budget.hard = usize::try_from(self.parts.options.epoch_budget).unwrap_or(usize::MAX);
-        match SaveHelper::spawn(config).await {
+        match open_engine(self.parts.domid, &self.parts.options, self.parts.helper.clone()).await {
             Ok((engine, items)) => {
                 self.parts.record.helper = engine.pid().and_then(|pid| Some((pid, crate::state::start_time(pid)?)));
                 self.engine = Some(engine);

@@ -8,10 +8,10 @@ use devices::netbuffer::NetError;
 use super::super::fate;
 use super::super::machine::{DomainFate, Event, GuestEnd, Kept, Output};
 use super::Driver;
-use crate::capture::{HelperCall, SaveHelper};
+use crate::capture::{Engine, EngineCall};
 use crate::ops::EventKind;
 
-/// How long the save helper may take to unwind before it is killed.
+/// How long the capture engine may take to unwind before it is killed.
 const UNWIND: Duration = Duration::from_secs(10);
 
 impl Driver {
@@ -104,7 +104,7 @@ impl Driver {
         let engine = self.engine.take()?;
         let unwound = tokio::time::timeout(UNWIND, self.unwind(engine)).await;
         if unwound.is_err() {
-            tracing::warn!(domain = self.parts.domain.name, "the save helper did not unwind in time and was killed");
+            tracing::warn!(domain = self.parts.domain.name, "the capture engine did not unwind in time and was killed");
             let _ = self.switch_model_log_dirty(false).await;
         }
         match self.parts.hypervisor.domain(self.parts.domid).await {
@@ -116,7 +116,7 @@ impl Driver {
     }
 
     /// Answers the engine's calls until it has put everything back. Dropping it (on a timeout) kills it.
-    async fn unwind(&mut self, mut engine: SaveHelper) {
+    async fn unwind(&mut self, mut engine: Box<dyn Engine>) {
         engine.stop_gently();
         if self.engine_owed {
             // It may have been a failure and no call that was owed: what it still says is listened to all the same.
@@ -124,14 +124,14 @@ impl Driver {
         }
         while let Ok(call) = engine.next_call().await {
             let value = match call {
-                HelperCall::SwitchQemuLogdirty { enable } => self.switch_model_log_dirty(enable).await,
-                HelperCall::Suspend | HelperCall::Postcopy | HelperCall::Checkpoint => 0,
-                HelperCall::Complete { .. } => {
+                EngineCall::SwitchQemuLogdirty { enable } => self.switch_model_log_dirty(enable).await,
+                EngineCall::Suspend | EngineCall::Postcopy | EngineCall::Checkpoint => 0,
+                EngineCall::Complete { .. } => {
                     let _ = engine.reply(0).await;
                     continue;
                 }
-                HelperCall::Exited(_) => return,
-                HelperCall::Progress { .. } | HelperCall::Log { .. } => continue,
+                EngineCall::Exited(_) => return,
+                EngineCall::Progress { .. } | EngineCall::Log { .. } => continue,
             };
             if engine.reply(value).await.is_err() {
                 return;

@@ -6,6 +6,7 @@
 mod actions;
 mod audit;
 mod cleanup;
+mod engine;
 mod news;
 mod wait;
 mod witness;
@@ -33,8 +34,9 @@ use super::peer::{PeerControl, PeerEvent};
 use super::pump::{EpochCost, PumpEvent, PumpOrder, Sent};
 use super::report::EpochReport;
 use crate::audit::Sample;
-use crate::capture::{ItemReceiver, SaveHelper};
+
 use crate::gray::Watch;
+use crate::capture::{Engine, ItemReceiver};
 use crate::ids::{DomId, Epoch};
 use crate::link::Token;
 use crate::ops::{DomainRef, EventKind, EventLog};
@@ -189,7 +191,7 @@ struct Driver {
     suspending: Option<(SuspendTask, CancellationToken)>,
     /// Whether the guest may stand suspended by our doing.
     may_be_suspended: bool,
-    engine: Option<SaveHelper>,
+    engine: Option<Box<dyn Engine>>,
     /// Whether the engine waits for an answer to its call.
     engine_owed: bool,
     pump: mpsc::Sender<PumpOrder>,

@@ -11,8 +11,8 @@ use super::super::peer::{GuestDoes, PeerEvent};
 use super::super::pump::PumpEvent;
 use super::witness::{Asking, Heard};
 use super::{Driver, Order, news};
-use crate::capture::{CaptureError, HelperCall};
 use crate::gray::{Condition, Seen};
+use crate::capture::{CaptureError, EngineCall};
 use crate::ops::EventKind;
 use crate::xen::{DomainInfo, ShutdownReason, SuspendError, Suspended, Suspender};
 
@@ -288,7 +288,7 @@ impl Driver {
         })
     }
 
-    async fn on_engine(&mut self, call: Result<HelperCall, CaptureError>) -> Option<Event> {
+    async fn on_engine(&mut self, call: Result<EngineCall, CaptureError>) -> Option<Event> {
         let call = match call {
             Ok(call) => call,
             Err(error) => {
@@ -297,7 +297,7 @@ impl Driver {
             }
         };
         match call {
-            HelperCall::Suspend => {
+            EngineCall::Suspend => {
                 self.engine_owed = true;
                 if self.machine.is_unarmed() {
                     let ready = self.parts.devices.is_ready().await;
@@ -305,33 +305,33 @@ impl Driver {
                 }
                 Some(Event::EngineSuspend)
             }
-            HelperCall::Postcopy => {
+            EngineCall::Postcopy => {
                 self.engine_owed = true;
                 self.current.copied = Some(Instant::now());
                 Some(Event::EngineCopied)
             }
-            HelperCall::Checkpoint => {
+            EngineCall::Checkpoint => {
                 self.engine_owed = true;
                 Some(Event::EngineWaiting)
             }
-            HelperCall::SwitchQemuLogdirty { enable } => {
+            EngineCall::SwitchQemuLogdirty { enable } => {
                 let value = self.switch_model_log_dirty(enable).await;
                 self.answer_engine(value).await
             }
-            HelperCall::Progress { .. } => None,
-            HelperCall::Log { level, text } => {
-                tracing::debug!(domain = self.parts.domain.name, level, "libxl-save-helper: {text}");
+            EngineCall::Progress { .. } => None,
+            EngineCall::Log { level, text } => {
+                tracing::debug!(domain = self.parts.domain.name, level, "the engine: {text}");
                 None
             }
-            HelperCall::Complete { retval, errno } => {
+            EngineCall::Complete { retval, errno } => {
                 let _ = self.answer_engine(0).await;
                 Some(Event::EngineFailed(format!(
-                    "libxl-save-helper ended by itself (result {retval}, errno {errno}); its words are in the log"
+                    "the capture ended by itself (result {retval}, errno {errno}); its words are in the log"
                 )))
             }
-            HelperCall::Exited(status) => {
+            EngineCall::Exited(status) => {
                 self.engine_owed = true;
-                Some(Event::EngineFailed(format!("libxl-save-helper died: {status}")))
+                Some(Event::EngineFailed(format!("the capture engine died: {status}")))
             }
         }
     }
@@ -389,7 +389,7 @@ async fn watch_domain(suspender: &mut Option<Suspender>) -> Result<(), SuspendEr
     }
 }
 
-async fn next_call(engine: &mut Option<crate::capture::SaveHelper>) -> Result<HelperCall, CaptureError> {
+async fn next_call(engine: &mut Option<Box<dyn crate::capture::Engine>>) -> Result<EngineCall, CaptureError> {
     match engine {
         Some(engine) => engine.next_call().await,
         None => std::future::pending().await,
