@@ -123,7 +123,7 @@ fn encode(bencher: Bencher, changed: usize, effort: Effort) {
     let states = two_states(5000, changed);
     let mut encoder = PageEncoder::new(256 << 20);
     let mut turn = 0;
-    let mut epoch = |encoder: &mut PageEncoder, turn: &mut usize| -> usize {
+    let epoch = |encoder: &mut PageEncoder, turn: &mut usize| -> usize {
         *turn += 1;
         encoder.begin();
         let state = &states[*turn % 2];

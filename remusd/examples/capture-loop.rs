@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, ValueEnum};
-use remusd::capture::{EngineCall, ItemReceiver, SaveHelper, SaveHelperConfig};
+use remusd::capture::{Engine, EngineCall, ItemReceiver, NativeConfig, NativeEngine, SaveHelper, SaveHelperConfig};
 use remusd::hvm::DeviceModel;
 use remusd::ids::DomId;
 use remusd::stream::{CaptureItem, PlainComposer, Record, RemusComposer};
@@ -32,6 +32,12 @@ enum Format {
     Plain,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Which {
+    SaveHelper,
+    Native,
+}
+
 #[derive(Parser)]
 struct Arguments {
     /// Domain id
@@ -42,6 +48,12 @@ struct Arguments {
     /// Milliseconds between resume and the next suspend
     #[arg(short, default_value_t = 200)]
     interval: u64,
+    /// Which engine captures
+    #[arg(long, value_enum, default_value = "save-helper")]
+    engine: Which,
+    /// Native engine: copy pages ahead so many milliseconds after an epoch's end
+    #[arg(long)]
+    ahead_after: Option<u64>,
     /// Write a whole xl stream to this file; needs --config
     #[arg(long, requires = "config")]
     stream: Option<PathBuf>,
@@ -130,7 +142,18 @@ async fn run(arguments: Arguments) -> Result<()> {
     };
     let suspender = Suspender::new(domid, Arc::clone(&hypervisor), Arc::clone(&store)).await?;
     let guard = SuspendGuard::start_real(domid)?;
-    let (helper, items) = SaveHelper::spawn(SaveHelperConfig::new(domid)).await?;
+    let (helper, items): (Box<dyn Engine>, ItemReceiver) = match arguments.engine {
+        Which::SaveHelper => {
+            let (helper, items) = SaveHelper::spawn(SaveHelperConfig::new(domid)).await?;
+            (Box::new(helper), items)
+        }
+        Which::Native => {
+            let ahead_after = arguments.ahead_after.map(Duration::from_millis);
+            let config = NativeConfig { ahead_after, ..NativeConfig::new(domid) };
+            let (engine, items) = NativeEngine::spawn(config).await?;
+            (Box::new(engine), items)
+        }
+    };
     let (emulator, emulator_records) = mpsc::unbounded_channel();
     let consumer = tokio::spawn(consume(
         items,
@@ -158,7 +181,7 @@ async fn run(arguments: Arguments) -> Result<()> {
 }
 
 impl Loop {
-    async fn epochs(&mut self, mut helper: SaveHelper) -> Result<()> {
+    async fn epochs(&mut self, mut helper: Box<dyn Engine>) -> Result<()> {
         let begun = Instant::now();
         let (mut epoch, mut before) = (0u64, helper.stats());
         let (mut asked, mut suspended) = (begun, begun);
@@ -287,7 +310,7 @@ impl Loop {
     }
 
     /// What a restarted daemon has to do.
-    async fn recover(&mut self, helper: SaveHelper) -> Result<()> {
+    async fn recover(&mut self, helper: Box<dyn Engine>) -> Result<()> {
         println!("killing the helper");
         helper.kill().await;
         println!("log-dirty left on: {}", self.hypervisor.log_dirty_is_on(self.domid).await?);
@@ -302,7 +325,7 @@ impl Loop {
         Ok(())
     }
 
-    async fn hang(&mut self, helper: SaveHelper) -> Result<()> {
+    async fn hang(&mut self, helper: Box<dyn Engine>) -> Result<()> {
         tokio::time::sleep(Duration::from_millis(self.arguments.hard_deadline + 500)).await;
         let state = self.hypervisor.domain(self.domid).await?.context("gone")?.state;
         println!("after the hard deadline: {state:?}; guard: {:?}", self.guard.handle().disarm());
@@ -311,7 +334,7 @@ impl Loop {
 }
 
 /// A helper that is gone says so with its exit status.
-async fn answer(helper: &mut SaveHelper, value: i32) {
+async fn answer(helper: &mut Box<dyn Engine>, value: i32) {
     if let Err(error) = helper.reply(value).await {
         println!("{error}");
     }
