@@ -22,7 +22,7 @@ pub enum OnPrimaryLoss {
 
 /// What captures the guest (DESIGN section 5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "snake_case")]
 pub enum EngineKind {
     /// Xen's own `libxl-save-helper`, a process of its own.
     #[default]

@@ -19,13 +19,15 @@ pub fn build() -> Result<Project> {
     crate::progress!("building remusd and remus");
     let release = !cfg!(debug_assertions);
     cargo(|command| {
-        command.args(["build", "-q", "-p", "remusd", "-p", "devices", "--bins"]);
+        // With the harness itself: the libraries are then built once, with one set of features, for both.
+        command.args(["build", "-q", "-p", "xen-test", "-p", "remusd", "-p", "devices", "--bins"]);
         if release {
             command.arg("--release");
         }
     })?;
     let dir = target_dir()?.join(if release { "release" } else { "debug" });
-    let programs = ["remusd", "remus", "remus-disk", "netbuffer-selftest"].map(|name| dir.join(name)).to_vec();
+    let programs =
+        ["remusd", "remus", "remus-disk", "netbuffer-selftest", "engine-compare"].map(|name| dir.join(name)).to_vec();
     let scripts = match std::fs::read_dir(workspace()?.join("scripts")) {
         Ok(entries) => entries.flatten().map(|entry| entry.path()).filter(|p| p.is_file()).collect(),
         // There are none yet.

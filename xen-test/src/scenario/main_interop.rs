@@ -19,7 +19,7 @@ pub(super) const TO_STOCK: Scenario = Scenario {
     about: "our primary to a stock `xl migrate-receive -r`: Xen's own verifiers accept the stream, a clean stop leaves no copy",
     hosts: 2,
     start: Snapshot::Guest,
-    run: to_stock,
+    run: |ctx| to_stock(ctx, ""),
 };
 
 pub(super) const FROM_STOCK: Scenario = Scenario {
@@ -34,15 +34,17 @@ fn acked(ctx: &Ctx<'_>) -> Result<Option<u64>> {
     Ok(row(ctx.pair().a(), "guest", Role::Primary)?.and_then(|r| r.acked).map(|e| e.0))
 }
 
-fn to_stock(ctx: &mut Ctx<'_>) -> Result<()> {
+/// `more`: further options of `remus protect`.
+pub(super) fn to_stock(ctx: &mut Ctx<'_>, more: &str) -> Result<()> {
     let pair = ctx.pair();
     start_daemon(pair.a())?;
     let guest = Guest::create(pair, pair.a(), GuestSpec::new(Kind::Pvh))?;
     let client = guest.counter(10.0)?;
     let command = "tee /root/stream | ssh hostb xl migrate-receive -r 2>/root/receiver.log";
-    let output = pair
-        .a()
-        .run(&format!("remus protect guest '{command}' -s '' --unsafe stock-receiver {}", slow_host_options()))?;
+    let output = pair.a().run(&format!(
+        "remus protect guest '{command}' -s '' --unsafe stock-receiver {} {more}",
+        slow_host_options()
+    ))?;
     ensure!(output.ok(), "remus protect: {}{}", output.stdout, output.stderr);
     wait_until(PATIENCE, "a few checkpoints", || Ok(acked(ctx)?.filter(|n| *n >= 5)))?;
     let shown = row(pair.a(), "guest", Role::Primary)?;

@@ -14,7 +14,7 @@ pub(super) const PVH: Scenario = Scenario {
     about: "the primary loses power; a PVH guest and its client's connection go on at the backup",
     hosts: 2,
     start: Snapshot::Guest,
-    run: |ctx| run(ctx, Kind::Pvh),
+    run: |ctx| run(ctx, Kind::Pvh, ""),
 };
 
 pub(super) const HVM: Scenario = Scenario {
@@ -22,16 +22,17 @@ pub(super) const HVM: Scenario = Scenario {
     about: "the primary loses power; an HVM guest and its client's connection go on at the backup",
     hosts: 2,
     start: Snapshot::Ready,
-    run: |ctx| run(ctx, Kind::Hvm),
+    run: |ctx| run(ctx, Kind::Hvm, ""),
 };
 
-fn run(ctx: &mut Ctx<'_>, kind: Kind) -> Result<()> {
+/// `more`: further options of `remus protect`.
+pub(super) fn run(ctx: &mut Ctx<'_>, kind: Kind, more: &str) -> Result<()> {
     let pair = ctx.pair();
     start_daemons(pair)?;
     let Protected { guest, client } = Protected::of(Guest::create(pair, pair.a(), GuestSpec::new(kind))?)?;
     // The PVH guest by what users have, the HVM guest by the faster carrier.
     let carrier = if kind == Kind::Pvh { Carrier::Usual } else { Carrier::Tcp };
-    protect_over(carrier, pair.a(), "guest", "")?;
+    protect_over(carrier, pair.a(), "guest", more)?;
     wait_epochs(pair.a(), "guest", 8)?;
     ctx.note("protected; the primary loses its power");
     pair.a().power_off();

@@ -32,6 +32,7 @@ mod safety_soak;
 mod safety_switchover;
 mod safety_vif_gate;
 mod safety_witness;
+mod speed_native;
 
 use std::path::Path;
 
@@ -106,12 +107,35 @@ pub const SCENARIOS: &[Scenario] = &[
     disk_kills::DAEMON,
     disk_kills::SERVICE,
     disk_kills::COPY,
+    speed_native::COMPARE,
+    speed_native::COMPARE_HVM,
+    speed_native::BLACKHOLE,
+    speed_native::POWER_LOSS,
+    speed_native::POWER_LOSS_HVM,
+    speed_native::TO_STOCK,
+    speed_native::BALLOON,
+    speed_native::GONE,
+    speed_native::OVER_BUDGET,
     safety_soak::SOAK,
 ];
 
 /// Scenarios that are written but that no run has shown to pass yet: skipped, and counted as such, unless `XEN_TEST_UNSHOWN` is set.
 /// A name leaves this list with the run that shows it.
-pub const UNSHOWN: &[&str] = &["disk-kill-service", "disk-fail-back", "disk-kill-copy", "disk-script"];
+pub const UNSHOWN: &[&str] = &[
+    "disk-kill-service",
+    "disk-fail-back",
+    "disk-kill-copy",
+    "disk-script",
+    "speed-engine-compare",
+    "speed-engine-compare-hvm",
+    "speed-native-blackhole",
+    "speed-native-power-loss",
+    "speed-native-power-loss-hvm",
+    "speed-native-to-stock",
+    "speed-native-balloon",
+    "speed-native-guest-gone",
+    "speed-native-over-budget",
+];
 
 /// What a scenario works with.
 #[derive(Debug)]

@@ -35,8 +35,8 @@ use super::pump::{EpochCost, PumpEvent, PumpOrder, Sent};
 use super::report::EpochReport;
 use crate::audit::Sample;
 
-use crate::gray::Watch;
 use crate::capture::{Engine, ItemReceiver};
+use crate::gray::Watch;
 use crate::ids::{DomId, Epoch};
 use crate::link::Token;
 use crate::ops::{DomainRef, EventKind, EventLog};

@@ -11,8 +11,8 @@ use super::super::peer::{GuestDoes, PeerEvent};
 use super::super::pump::PumpEvent;
 use super::witness::{Asking, Heard};
 use super::{Driver, Order, news};
-use crate::gray::{Condition, Seen};
 use crate::capture::{CaptureError, EngineCall};
+use crate::gray::{Condition, Seen};
 use crate::ops::EventKind;
 use crate::xen::{DomainInfo, ShutdownReason, SuspendError, Suspended, Suspender};
 

@@ -78,6 +78,10 @@ fn main() -> ExitCode {
         eprintln!("engine-compare: {error}");
         return ExitCode::FAILURE;
     }
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .init();
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -112,11 +116,18 @@ struct Guest {
 
 impl Guest {
     /// Serves an engine for so many epochs; in the last one the guest is left suspended. Whether it was suspended before says `stands`.
-    async fn serve(&mut self, mut engine: Box<dyn Engine>, epochs: u64, interval: Duration, stands: bool) -> Result<()> {
+    async fn serve(
+        &mut self,
+        mut engine: Box<dyn Engine>,
+        epochs: u64,
+        interval: Duration,
+        stands: bool,
+    ) -> Result<()> {
         let mut epoch = 0;
         loop {
             match engine.next_call().await? {
                 EngineCall::Suspend => {
+                    tracing::debug!(epoch, "suspending");
                     if !stands {
                         let deadline = Instant::now() + PATIENCE;
                         self.guard.handle().arm(deadline);
@@ -150,7 +161,10 @@ impl Guest {
                 }
                 EngineCall::Complete { .. } => engine.reply(0).await?,
                 EngineCall::Exited(_) => return Ok(()),
-                EngineCall::Progress { .. } | EngineCall::Log { .. } => {}
+                EngineCall::Progress { what, done, total } => {
+                    tracing::debug!("{what}: {done} of {total}");
+                }
+                EngineCall::Log { text, .. } => tracing::debug!("{text}"),
             }
         }
     }
@@ -212,10 +226,17 @@ fn alike(native: &Copy, helper: &Copy) -> bool {
         println!("the static parts differ: {:?} and {:?}", native.preamble, helper.preamble);
         good = false;
     }
-    for (name, kind) in [("TSC", kind::X86_TSC_INFO), ("HVM context", kind::HVM_CONTEXT), ("HVM params", kind::HVM_PARAMS)] {
+    for (name, kind) in
+        [("TSC", kind::X86_TSC_INFO), ("HVM context", kind::HVM_CONTEXT), ("HVM params", kind::HVM_PARAMS)]
+    {
         let (ours, theirs) = (native.record(kind), helper.record(kind));
         let same = ours == theirs;
-        println!("{name}: {:?} and {:?} bytes, {}", ours.map(<[u8]>::len), theirs.map(<[u8]>::len), if same { "alike" } else { "they differ" });
+        println!(
+            "{name}: {:?} and {:?} bytes, {}",
+            ours.map(<[u8]>::len),
+            theirs.map(<[u8]>::len),
+            if same { "alike" } else { "they differ" }
+        );
         // Time goes on in the TSC record and in the context while the guest stands.
         good &= if kind == kind::HVM_PARAMS { same } else { ours.map(<[u8]>::len) == theirs.map(<[u8]>::len) };
     }
