@@ -11,13 +11,14 @@ use remusd::config::Config;
 use remusd::daemon::monitor::MonitorRecord;
 use remusd::ids::ProtectionId;
 use remusd::link::codec::{Decoder, Encoder};
+use remusd::link::pages::PageDecoder;
 use remusd::link::{Frame, FrameError};
 use remusd::pair::keyring::{Identity, PeersFile};
 use remusd::pair::message::{self, KeysAnswer, KeysRequest, PairMessage};
 use remusd::pair::{Fingerprint, HostId, PairingRequest, peer};
 use remusd::state::PrimaryRecord;
 use remusd::stream::libxc::{self, LibxcParser};
-use remusd::stream::{Chunked, Pull, SessionParser, libxl, save_file};
+use remusd::stream::{Chunked, PAGE_SIZE, Pull, SessionParser, libxl, save_file};
 use remusd::witness::record::Record;
 
 /// Feeds one input to a parser; a panic is what fuzzing looks for.
@@ -26,6 +27,7 @@ pub type Target = fn(&[u8]);
 /// All of them, by name.
 pub const ALL: &[(&str, Target)] = &[
     ("frames", frames),
+    ("pages", pages),
     ("streams", streams),
     ("xenstore", xenstore),
     ("api", api),
@@ -104,6 +106,31 @@ where
         }
     }
     (out, chunked.finish().map_err(|error| error.to_string()))
+}
+
+/// Parts of coded pages, each behind a u16 that says how long it is (bits 15:1) and whether an epoch ends after it (bit 0).
+pub fn pages(data: &[u8]) {
+    let mut decoders = [PageDecoder::new(1 << 18), PageDecoder::new(1 << 18)];
+    decoders.iter_mut().for_each(PageDecoder::begin);
+    let mut rest = data;
+    while let Some((how, next)) = rest.split_first_chunk::<2>() {
+        let how = u16::from_le_bytes(*how);
+        let (part, later) = next.split_at(next.len().min(usize::from(how / 2)));
+        rest = later;
+        let part = Bytes::copy_from_slice(part);
+        let got = decoders.each_mut().map(|decoder| decoder.decode(part.clone()));
+        assert_eq!(got[0], got[1]);
+        match &got[0] {
+            Ok(batch) => assert_eq!(batch.data.len(), batch.data_pages() * PAGE_SIZE),
+            // The session would end here; nothing of the epoch may stay.
+            Err(_) => decoders.iter_mut().for_each(PageDecoder::begin),
+        }
+        if how & 1 == 1 {
+            decoders.iter_mut().for_each(PageDecoder::commit);
+            decoders.iter_mut().for_each(PageDecoder::begin);
+        }
+        assert_eq!(decoders[0].cache().fingerprint(), decoders[1].cache().fingerprint());
+    }
 }
 
 /// xl, libxl and libxc streams.

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 use proptest::prelude::*;
 use remusd::ids::{Generation, Nonce, ProtectionId};
+use remusd::link::pages::{Effort, PageEncoder};
+use remusd::stream::{PAGE_SIZE, PageBatch};
 use remusd::witness::record::{Attempt, Host, HostId, RECORD_VERSION, Record, RecordState};
 
 #[path = "../fuzz/targets.rs"]
@@ -44,6 +46,25 @@ fn seeds() -> Vec<(&'static str, String, Vec<u8>)> {
             add("frames", &format!("{name}-{n}-{how}"), &[&[how], &hex(bytes)[..]].concat());
         }
     }
+    let mut encoder = PageEncoder::new(1 << 18);
+    let mut session = Vec::new();
+    for epoch in 0..3u64 {
+        encoder.begin();
+        // Text, zeros, and a word that changes.
+        let page = |gfn: u64| match gfn {
+            0 => vec![0; PAGE_SIZE],
+            1 => (0..PAGE_SIZE).map(|at| (at / 40) as u8 ^ epoch as u8).collect(),
+            _ => [&[7; PAGE_SIZE - 8][..], &epoch.to_le_bytes()].concat(),
+        };
+        let batch = PageBatch { entries: (0..3).collect(), data: (0..3).flat_map(page).collect::<Vec<u8>>().into() };
+        for part in encoder.encode(&batch, Effort::Dense) {
+            let how = (u16::try_from(part.len()).unwrap() << 1 | 1).to_le_bytes();
+            session.extend_from_slice(&how);
+            session.extend_from_slice(&part);
+        }
+        encoder.commit();
+    }
+    add("pages", "session", &session);
     for (name, bytes) in [
         ("remus-pvh", &include_bytes!("../src/stream/testdata/remus-pvh.bin")[..]),
         ("remus-hvm", &include_bytes!("../src/stream/testdata/remus-hvm.bin")[..]),
@@ -150,6 +171,19 @@ fn the_seeds_are_valid() {
             "witness" => {
                 let uuid = remusd::ids::ProtectionId::from_u128(u128::from(bytes[0]));
                 remusd::witness::record::Record::from_json(uuid, &bytes[1..]).unwrap();
+            }
+            "pages" => {
+                let mut decoder = remusd::link::pages::PageDecoder::new(1 << 18);
+                let mut rest = bytes.as_slice();
+                let mut parts = 0;
+                while let Some((how, next)) = rest.split_first_chunk::<2>() {
+                    let (part, later) = next.split_at(usize::from(u16::from_le_bytes(*how) / 2));
+                    decoder.begin();
+                    decoder.decode(bytes::Bytes::copy_from_slice(part)).unwrap();
+                    decoder.commit();
+                    (rest, parts) = (later, parts + 1);
+                }
+                assert_eq!(parts, 3);
             }
             "config" => json(remusd::config::Config::parse(std::str::from_utf8(&bytes).unwrap()).is_ok()),
             "state" => {

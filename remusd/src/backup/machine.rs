@@ -284,6 +284,7 @@ impl Machine {
             | Frame::Token { .. }
             | Frame::TokenAck { .. }
             | Frame::Audit(_)
+            | Frame::CodedPages { .. }
             | Frame::Error { .. } => Err(StageError::Order("a frame that a primary does not send")),
         };
         result.unwrap_or_else(|error| self.give_up(&error))

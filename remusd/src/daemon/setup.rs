@@ -423,7 +423,7 @@ async fn connect(
         let welcome = sender.peer().clone();
         let control = Arc::new(link_peer::LinkControl::new(sender.clone()));
         return Ok(Peer {
-            outlet: Box::new(link_peer::LinkOutlet(sender)),
+            outlet: Box::new(link_peer::LinkOutlet::new(sender)),
             control,
             events,
             self_acknowledging: false,

@@ -27,6 +27,24 @@ pub const MAX_PAGES_PER_FRAME: usize = 1024;
 /// Longest state record in bytes (libxc `REC_LENGTH_MAX`).
 pub const MAX_RECORD: usize = 128 * 1024 * 1024;
 
+/// Optional abilities of a side, as bits.
+pub mod capability {
+    /// Pages may come as `CODED_PAGES`; both sides then remember pages of [`page_cache`](super::page_cache) bytes.
+    pub const PAGE_CODEC: u64 = 1;
+    /// What this build can.
+    pub const OURS: u64 = PAGE_CODEC;
+}
+
+/// Most bytes of pages that a session remembers on each side.
+const PAGE_CACHE_MAX: u64 = 256 << 20;
+
+/// Bytes of pages that both sides of a session remember for a guest of so much memory: twice that memory (committed pages take at most
+/// half), at most 256 MiB. It is taken from the system as pages come.
+#[must_use]
+pub fn page_cache(max_memory_kib: u64) -> usize {
+    usize::try_from(max_memory_kib.saturating_mul(2048).min(PAGE_CACHE_MAX)).unwrap_or(usize::MAX)
+}
+
 /// What a frame is, as numbered on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u16)]
@@ -46,6 +64,7 @@ pub enum FrameType {
     EpochEnd = 0x15,
     Ack = 0x16,
     Audit = 0x17,
+    CodedPages = 0x18,
     Heartbeat = 0x20,
     Stop = 0x30,
     Stopped = 0x31,
@@ -60,7 +79,7 @@ pub enum FrameType {
 
 impl FrameType {
     /// All types, for tables and tests.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::Hello,
         Self::Welcome,
         Self::Refuse,
@@ -75,6 +94,7 @@ impl FrameType {
         Self::EpochEnd,
         Self::Ack,
         Self::Audit,
+        Self::CodedPages,
         Self::Heartbeat,
         Self::Stop,
         Self::Stopped,
@@ -111,6 +131,7 @@ impl FrameType {
             Self::EpochEnd => "EPOCH_END",
             Self::Ack => "ACK",
             Self::Audit => "AUDIT",
+            Self::CodedPages => "CODED_PAGES",
             Self::Heartbeat => "HEARTBEAT",
             Self::Stop => "STOP",
             Self::Stopped => "STOPPED",
@@ -135,7 +156,7 @@ impl FrameType {
             Self::Challenge | Self::ChallengeAnswer => 256,
             Self::Audit => 2048,
             Self::QueryResult => 256 * 1024,
-            Self::Config | Self::Preamble | Self::Pages => 1024 * 1024,
+            Self::Config | Self::Preamble | Self::Pages | Self::CodedPages => 1024 * 1024,
             Self::State => CHUNK,
         }
     }
@@ -202,6 +223,14 @@ pub enum Frame {
     /// Hashes of pages that the sender's guest had at an epoch's suspend and that the epoch does not carry (rule R7). After `EPOCH_END`,
     /// before the next epoch; the backup compares them with its copy once a later epoch is applied.
     Audit(Sample),
+    /// Pages of the open epoch, encoded against what both sides remember; only if both have [`capability::PAGE_CODEC`]. The session's
+    /// reader turns it into [`Frame::Pages`].
+    CodedPages {
+        /// The open epoch.
+        epoch: Epoch,
+        /// One part of [`super::pages`].
+        body: Bytes,
+    },
     /// Sign of life with what it is a sign of (hazard F22).
     Heartbeat(Heartbeat),
     /// Ends the protection on purpose: the backup destroys its copy and answers `STOPPED`.
@@ -277,6 +306,7 @@ impl Frame {
             Self::EpochEnd(_) => FrameType::EpochEnd,
             Self::Ack { .. } => FrameType::Ack,
             Self::Audit(_) => FrameType::Audit,
+            Self::CodedPages { .. } => FrameType::CodedPages,
             Self::Heartbeat(_) => FrameType::Heartbeat,
             Self::Stop { .. } => FrameType::Stop,
             Self::Stopped => FrameType::Stopped,
@@ -323,7 +353,7 @@ impl VersionRange {
 pub struct Hello {
     /// Versions that the sender speaks.
     pub versions: VersionRange,
-    /// Optional abilities, one bit each; unknown bits are ignored. None is defined yet.
+    /// Optional abilities, one bit each, see [`capability`]; unknown bits are ignored.
     pub capabilities: u64,
     /// The sender's software and its version, for messages.
     pub software: String,

@@ -9,7 +9,8 @@ use tokio::time::Instant;
 use super::{
     codec::{Decoder, Encoder},
     error::{CloseReason, FrameError, LinkError},
-    frame::{Frame, Hello, Purpose, QueryEntry, RefuseCode, VersionRange, Welcome},
+    frame::{Frame, Hello, Purpose, QueryEntry, RefuseCode, VersionRange, Welcome, capability, page_cache},
+    pages::PageDecoder,
     session::{LinkOptions, Session},
     transport::Connection,
 };
@@ -77,7 +78,7 @@ async fn greet(
 ) -> Result<(Talk, Frame), LinkError> {
     let hello = Frame::Hello(Hello {
         versions: VersionRange::OURS,
-        capabilities: 0,
+        capabilities: capability::OURS,
         software: software(),
         host: host_name(),
         purpose,
@@ -148,7 +149,7 @@ pub(super) async fn connect(
             ours_max: ours.max,
         });
     }
-    let session = open(talk, welcome.version, options);
+    let session = open(talk, welcome.version, None, options);
     Ok((session, welcome))
 }
 
@@ -168,11 +169,11 @@ pub(crate) async fn query(
     }
 }
 
-fn open(talk: Talk, version: u16, options: &LinkOptions) -> Session {
+fn open(talk: Talk, version: u16, pages: Option<PageDecoder>, options: &LinkOptions) -> Session {
     let Talk { connection, mut encoder, mut decoder } = talk;
     encoder.set_version(version);
     decoder.set_version(version);
-    Session::start(connection, encoder, decoder, options)
+    Session::start(connection, encoder, decoder, pages, options)
 }
 
 /// A peer that has said `HELLO` and waits for our answer.
@@ -298,9 +299,16 @@ impl Incoming {
         options: &LinkOptions,
     ) -> Result<Session, LinkError> {
         let failed = self.failed();
+        let capabilities = self.hello.capabilities & capability::OURS;
+        let pages = match &self.hello.purpose {
+            Purpose::Protect(offer) if capabilities & capability::PAGE_CODEC != 0 => {
+                Some(PageDecoder::new(page_cache(offer.max_memory_kib)))
+            }
+            _ => None,
+        };
         let welcome = Frame::Welcome(Welcome {
             version: self.version,
-            capabilities: 0,
+            capabilities,
             software: software(),
             host: host_name(),
             wall_clock_ms: super::session::wall_clock_ms(),
@@ -308,6 +316,6 @@ impl Incoming {
             knows_record,
         });
         self.talk.send(&welcome).await.map_err(failed)?;
-        Ok(open(self.talk, self.version, options))
+        Ok(open(self.talk, self.version, pages, options))
     }
 }

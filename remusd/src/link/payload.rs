@@ -96,6 +96,10 @@ pub(super) fn put(frame: &Frame, out: &mut BytesMut) -> Result<(), FrameError> {
             put_bool(out, beat.late);
             out.put_u32_le(beat.heard_ms);
         }
+        Frame::CodedPages { epoch, body } => {
+            out.put_u64_le(epoch.0);
+            out.put_slice(body);
+        }
         Frame::Audit(sample) => {
             out.put_u64_le(sample.epoch.0);
             out.put_u16_le(sample.pages.len().min(MAX_PAGES) as u16);
@@ -272,6 +276,10 @@ fn read(kind: FrameType, from: &mut Fields) -> Field<Frame> {
             late: from.bool()?,
             heard_ms: from.u32()?,
         }),
+        FrameType::CodedPages => {
+            let epoch = Epoch(from.u64()?);
+            Frame::CodedPages { epoch, body: from.rest() }
+        }
         FrameType::Audit => {
             let epoch = Epoch(from.u64()?);
             let count = usize::from(from.u16()?);

@@ -8,8 +8,8 @@ use super::{
     detector::AckLate,
     error::{CloseReason, LinkError},
     frame::{
-        CHUNK, EpochEnd, Frame, Heartbeat, LostReason, MAX_PAGES_PER_FRAME, ProtectOffer, Purpose, QueryEntry,
-        StatePart, StopReason, Welcome,
+        self, CHUNK, EpochEnd, Frame, Heartbeat, LostReason, MAX_PAGES_PER_FRAME, ProtectOffer, Purpose, QueryEntry,
+        StatePart, StopReason, Welcome, capability,
     },
     handshake,
     session::{LinkOptions, Outbox, Report, Session, SessionEvent},
@@ -51,10 +51,12 @@ impl PrimaryLink {
         offer: ProtectOffer,
         options: &LinkOptions,
     ) -> Result<(LinkSender, LinkEvents), LinkError> {
+        let remembers = frame::page_cache(offer.max_memory_kib);
         let purpose = Purpose::Protect(offer);
         let (session, welcome) = handshake::connect(connection, peer, key, purpose, options).await?;
         let Session { outbox, events } = session;
-        Ok((LinkSender { outbox, welcome }, LinkEvents { events }))
+        let page_cache = (welcome.capabilities & capability::PAGE_CODEC != 0).then_some(remembers);
+        Ok((LinkSender { outbox, welcome, page_cache }, LinkEvents { events }))
     }
 
     /// Asks the peer what it knows about one protection, or about all.
@@ -77,6 +79,7 @@ impl PrimaryLink {
 pub struct LinkSender {
     outbox: Outbox,
     welcome: Welcome,
+    page_cache: Option<usize>,
 }
 
 impl LinkSender {
@@ -133,6 +136,27 @@ impl LinkSender {
             self.outbox.data(Frame::Pages { epoch, batch }, size).await?;
         }
         Ok(())
+    }
+
+    /// The bytes of pages that the peer remembers, if pages may be [coded](Self::coded_pages).
+    #[must_use]
+    pub fn page_cache(&self) -> Option<usize> {
+        self.page_cache
+    }
+
+    /// Sends one part that a [`PageEncoder`](super::pages::PageEncoder) made for the open epoch. All parts, in order.
+    ///
+    /// # Errors
+    /// [`LinkError::Closed`].
+    pub async fn coded_pages(&self, epoch: Epoch, body: Bytes) -> Result<(), LinkError> {
+        let size = body.len();
+        self.outbox.data(Frame::CodedPages { epoch, body }, size).await
+    }
+
+    /// Whether more than half of the room for data is taken: the link is slower than what is sent.
+    #[must_use]
+    pub fn congested(&self) -> bool {
+        self.outbox.congested()
     }
 
     /// Sends a state record of the open epoch, cut to frames of at most 256 KiB.
@@ -293,6 +317,7 @@ impl LinkEvents {
                 | Frame::State(_)
                 | Frame::EpochEnd(_)
                 | Frame::Audit(_)
+                | Frame::CodedPages { .. }
                 | Frame::Stop { .. }
                 | Frame::Handover { .. }
                 | Frame::Token { .. }

@@ -16,6 +16,7 @@ use super::codec::{Decoder, Encoder};
 use super::detector::{AckLate, AckWatch, Detector, Verdict};
 use super::error::{CloseReason, LinkError};
 use super::frame::{Frame, GuestState};
+use super::pages::PageDecoder;
 use super::transport::Connection;
 use crate::ids::Epoch;
 
@@ -205,6 +206,12 @@ impl Outbox {
         self.data.send(data).map_err(|_| LinkError::Closed)
     }
 
+    /// Whether more than half of the room for data is taken.
+    #[must_use]
+    pub fn congested(&self) -> bool {
+        self.room.available_permits() < self.capacity / 2
+    }
+
     /// Sets what the next heartbeat tells.
     pub fn report(&self, report: Report) {
         self.report.send_replace(report);
@@ -232,8 +239,14 @@ pub struct Session {
 }
 
 impl Session {
-    /// Takes over a stream after its handshake.
-    pub(super) fn start(connection: Connection, encoder: Encoder, decoder: Decoder, options: &LinkOptions) -> Self {
+    /// Takes over a stream after its handshake. `pages` decodes the peer's coded pages, if it may send any.
+    pub(super) fn start(
+        connection: Connection,
+        encoder: Encoder,
+        decoder: Decoder,
+        pages: Option<PageDecoder>,
+        options: &LinkOptions,
+    ) -> Self {
         let Connection { reader, writer, child } = connection;
         let now = Shared::now();
         let detector = Detector::new(options.detection, now);
@@ -268,7 +281,8 @@ impl Session {
         );
         tokio::spawn(watch_clock(Arc::clone(&shared), events_in.clone(), period));
         tokio::spawn(
-            Reader { stream: reader, decoder, events: events_in, shared: Arc::clone(&shared), child, written }.run(),
+            Reader { stream: reader, decoder, pages, events: events_in, shared: Arc::clone(&shared), child, written }
+                .run(),
         );
         Self {
             outbox: Outbox {

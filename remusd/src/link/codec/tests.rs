@@ -138,6 +138,7 @@ fn samples() -> Vec<Frame> {
         Frame::Token { seq: 2, token: Token::Primary },
         Frame::TokenAck { seq: 2 },
         Frame::Audit(crate::audit::Sample { epoch: Epoch(9), pages: vec![(0x1234, 1 << 100 | 5), (7, 8)] }),
+        Frame::CodedPages { epoch: Epoch(9), body: Bytes::from_static(b"ab") },
         Frame::Error { code: ErrorCode::Unexpected, text: "z".into() },
     ]
 }

@@ -237,3 +237,43 @@ fn parts_out_of_order_and_outside_of_epochs_are_refused() {
     assert!(decoder.decode(parts[0].clone()).is_err());
     decoder.decode(parts[1].clone()).unwrap();
 }
+
+#[test]
+fn golden_part() {
+    let mut memory = vec![0; 40 * PAGE_SIZE];
+    let (mut encoder, mut decoder) = (PageEncoder::new(1 << 20), PageDecoder::new(1 << 20));
+    encoder.begin();
+    decoder.begin();
+    let pages = [(1, Write::Noise(1)), (2, Write::Zero), (3, Write::Noise(3))];
+    for part in encoder.encode(&batch(&mut memory, &pages), Effort::Fast) {
+        decoder.decode(part).unwrap();
+    }
+    encoder.commit();
+    decoder.commit();
+    encoder.begin();
+    decoder.begin();
+    // Unchanged, zero, a changed word and two more, a page without contents.
+    memory[3 * PAGE_SIZE + 16..3 * PAGE_SIZE + 24].copy_from_slice(&0x1122_3344_5566_7788u64.to_le_bytes());
+    memory[3 * PAGE_SIZE + 4080..4 * PAGE_SIZE].fill(9);
+    let sent = batch(&mut memory, &[(1, Write::Same), (2, Write::Zero), (3, Write::Same), (12, Write::Same)]);
+    let parts = encoder.encode(&sent, Effort::Fast);
+    assert_eq!(parts.len(), 1);
+    let hex: String = parts[0].iter().map(|byte| format!("{byte:02x}")).collect();
+    let expected = concat!(
+        "00000000",         // the epoch's first part
+        "04000000",         // four pages
+        "0100000000000000", // their entries
+        "0200000000000000",
+        "0300000000000000",
+        "0c000000000000f0",
+        "03010400", // unchanged, zero, sparse, none
+        "1c00",     // the sparse page: 28 bytes
+        "0200",     // one word from word 2 on
+        "8877665544332211",
+        "fe03", // two words from word 510 on
+        "09090909090909090909090909090909",
+    );
+    assert_eq!(hex, expected, "the wire format changed: give it a new capability and keep the old layout");
+    let got = decoder.decode(parts[0].clone()).unwrap();
+    assert_eq!((got.entries, &got.data[..]), (sent.entries, &sent.data[..]));
+}

@@ -10,14 +10,16 @@ use super::{LAST_FRAMES, SessionEvent, Shared};
 use crate::link::child::ChildGroup;
 use crate::link::codec::Decoder;
 use crate::link::detector::Verdict;
-use crate::link::error::CloseReason;
+use crate::link::error::{CloseReason, FrameError};
 use crate::link::frame::Frame;
 use crate::link::handshake::with_last_words;
+use crate::link::pages::{PageDecoder, PagesError};
 use crate::link::transport::Connection;
 
 pub(super) struct Reader {
     pub(super) stream: Box<dyn AsyncRead + Send + Unpin>,
     pub(super) decoder: Decoder,
+    pub(super) pages: Option<PageDecoder>,
     pub(super) events: mpsc::Sender<SessionEvent>,
     pub(super) shared: Arc<Shared>,
     pub(super) child: Option<ChildGroup>,
@@ -63,6 +65,10 @@ impl Reader {
                         return CloseReason::Peer { code, text };
                     }
                     Ok(Some(frame)) => {
+                        let frame = match decoded(&mut self.pages, frame) {
+                            Ok(frame) => frame,
+                            Err(error) => return CloseReason::Protocol(error),
+                        };
                         if let Some(end) = self.deliver(frame).await {
                             return end;
                         }
@@ -121,4 +127,19 @@ impl Reader {
             }
         }
     }
+}
+
+/// Turns coded pages into pages. What both sides remember advances only where an epoch ends (DESIGN R2, hazard F18).
+fn decoded(pages: &mut Option<PageDecoder>, frame: Frame) -> Result<Frame, FrameError> {
+    let Some(decoder) = pages else { return Ok(frame) };
+    match frame {
+        Frame::EpochBegin { .. } => decoder.begin(),
+        Frame::EpochEnd(_) => decoder.commit(),
+        Frame::CodedPages { epoch, body } => {
+            let malformed = |error: PagesError| FrameError::Malformed { kind: "CODED_PAGES", what: error.0 };
+            return Ok(Frame::Pages { epoch, batch: decoder.decode(body).map_err(malformed)? });
+        }
+        _ => {}
+    }
+    Ok(frame)
 }

@@ -21,7 +21,7 @@ fn key() -> SessionKey {
 }
 
 fn start(stream: DuplexStream, options: &LinkOptions) -> Session {
-    Session::start(Connection::new(stream), Encoder::new(key()), Decoder::new(key()), options)
+    Session::start(Connection::new(stream), Encoder::new(key()), Decoder::new(key()), None, options)
 }
 
 fn options() -> LinkOptions {
