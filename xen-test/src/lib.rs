@@ -3,6 +3,7 @@
 //!
 //! Start at [`pair::Pair`] to write a scenario.
 
+pub mod bench;
 pub mod cli;
 pub mod client;
 pub mod control;

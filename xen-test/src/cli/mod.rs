@@ -1,5 +1,6 @@
 //! The command line of `xen-test`.
 
+mod bench;
 mod demo;
 mod interrupt;
 mod remote;
@@ -90,6 +91,8 @@ enum Command {
     },
     /// Show the main job: protect a guest, power its host off, watch it go on
     Demo(demo::DemoArgs),
+    /// Measure checkpoints against stock `xl remus`
+    Bench(bench::BenchArgs),
     /// Break something every few seconds under client load, for as long as asked
     Soak(soak::SoakArgs),
     /// Boot hosts and give a prompt in them
@@ -117,6 +120,7 @@ pub fn main() -> ExitCode {
             run::run(&scenarios, !without_project, within.map(|minutes| Duration::from_secs(60 * minutes)))
         }
         Command::Demo(args) => demo::demo(&args).map(|()| ExitCode::SUCCESS),
+        Command::Bench(args) => bench::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Soak(args) => soak::soak(&args).map(|()| ExitCode::SUCCESS),
         Command::Shell(args) => shell::shell(&args).map(|()| ExitCode::SUCCESS),
         Command::Images => images().map(|()| ExitCode::SUCCESS),

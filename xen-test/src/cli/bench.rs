@@ -1,0 +1,46 @@
+//! `xen-test bench`: against stock `xl remus`.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+use super::interrupt::interruptible;
+use crate::bench::{Plan, bench, table};
+use crate::host::MachineOptions;
+use crate::pair::{BootOptions, Pair};
+use crate::prepare;
+
+/// Options of `xen-test bench`.
+#[derive(Debug, clap::Args)]
+pub struct BenchArgs {
+    /// Write every row and the goals to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// A subset, on one host
+    #[arg(long)]
+    quick: bool,
+}
+
+/// Runs the benchmark and prints its table.
+///
+/// # Errors
+/// The first thing that cannot be measured.
+pub fn run(args: &BenchArgs) -> Result<()> {
+    let plan = if args.quick { Plan::quick() } else { Plan::full() };
+    let report = interruptible(move || {
+        let pair =
+            Pair::boot(&BootOptions { name: "bench".into(), hosts: plan.hosts(), machine: MachineOptions::default() })?;
+        prepare::hosts(&pair)?;
+        bench(&pair, &plan).inspect_err(|_| {
+            for host in pair.hosts() {
+                let _ = host.collect_logs(&pair.logs().join(host.name()));
+            }
+        })
+    })?;
+    if let Some(path) = &args.json {
+        std::fs::write(path, serde_json::to_string_pretty(&report)? + "\n")
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    println!("{}", table(&report));
+    Ok(())
+}
