@@ -201,6 +201,22 @@ async fn run(arguments: Arguments) -> Result<bool> {
     Ok(alike(&native_copy, &helper_copy))
 }
 
+/// Prints the words in which two copies of a page differ.
+fn show(gfn: u64, native: Option<&Vec<u8>>, helper: Option<&Vec<u8>>) {
+    let (Some(native), Some(helper)) = (native, helper) else {
+        return println!("page {gfn:#x}: in one copy only");
+    };
+    let words = native.as_chunks::<8>().0.iter().zip(helper.as_chunks::<8>().0).enumerate();
+    for (index, (ours, theirs)) in words.filter(|(_, (ours, theirs))| ours != theirs).take(16) {
+        println!(
+            "page {gfn:#x}, offset {:#x}: {:016x} natively, {:016x} by the save helper",
+            index * 8,
+            u64::from_le_bytes(*ours),
+            u64::from_le_bytes(*theirs)
+        );
+    }
+}
+
 fn alike(native: &Copy, helper: &Copy) -> bool {
     let mut good = true;
     let mut differ = Vec::new();
@@ -220,6 +236,9 @@ fn alike(native: &Copy, helper: &Copy) -> bool {
     );
     if !differ.is_empty() {
         println!("pages that differ: {:x?}", &differ[..differ.len().min(20)]);
+        for gfn in differ.iter().take(20) {
+            show(*gfn, native.pages.get(gfn), helper.pages.get(gfn));
+        }
         good = false;
     }
     if native.preamble != helper.preamble {

@@ -84,9 +84,9 @@ impl Checkpoints {
             Subject::SaveHelper | Subject::Native => {
                 let engine = if subject == Subject::Native { "native" } else { "save-helper" };
                 let to = match way {
-                    Way::Blackhole => "--blackhole",
+                    Way::Blackhole => "nowhere --unsafe blackhole",
                     // As stock is run: memory alone.
-                    Way::Ssh => "hostb --no-netbuffer",
+                    Way::Ssh => "hostb --unsafe no-netbuffer",
                 };
                 let output = a.run(&format!(
                     "remus protect guest {to} --engine {engine} --interval {interval} {}",

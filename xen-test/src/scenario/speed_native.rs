@@ -113,7 +113,7 @@ fn blackhole(ctx: &mut Ctx<'_>) -> Result<()> {
     let client = guest.counter(10.0)?;
     let protect = || -> Result<()> {
         let output = pair.a().run(&format!(
-            "remus protect guest --blackhole {NATIVE} --interval 200 {}",
+            "remus protect guest nowhere --unsafe blackhole {NATIVE} --interval 200 {}",
             crate::protection::slow_host_options()
         ))?;
         ensure!(output.ok(), "remus protect: {}{}", output.stdout, output.stderr);
@@ -174,9 +174,10 @@ fn gone(ctx: &mut Ctx<'_>) -> Result<()> {
     start_daemon(pair.a())?;
     let guest = Guest::create(pair, pair.a(), GuestSpec::new(Kind::Pvh))?;
     guest.dirty(1000, 64, 16)?;
-    let output = pair
-        .a()
-        .run(&format!("remus protect guest --blackhole {NATIVE} {}", crate::protection::slow_host_options()))?;
+    let output = pair.a().run(&format!(
+        "remus protect guest nowhere --unsafe blackhole {NATIVE} {}",
+        crate::protection::slow_host_options()
+    ))?;
     ensure!(output.ok(), "remus protect: {}{}", output.stdout, output.stderr);
     let acked = || Ok::<_, anyhow::Error>(row(pair.a(), "guest", Role::Primary)?.and_then(|r| r.acked));
     wait_until(PATIENCE, "three checkpoints", || Ok(acked()?.filter(|e| e.0 >= 3)))?;
@@ -200,7 +201,7 @@ fn over_budget(ctx: &mut Ctx<'_>) -> Result<()> {
     let client = guest.counter(10.0)?;
     // 16 MiB are 4096 pages: fewer than the guest writes to in an interval of a second.
     let output = pair.a().run(&format!(
-        "remus protect guest --blackhole {NATIVE} --interval 1000 --epoch-budget 16777216 {}",
+        "remus protect guest nowhere --unsafe blackhole {NATIVE} --interval 1000 --epoch-budget 16777216 {}",
         crate::protection::slow_host_options()
     ))?;
     ensure!(output.ok(), "remus protect: {}{}", output.stdout, output.stderr);
