@@ -2,6 +2,7 @@
 //!
 //! The native engine takes some epochs of the running guest; its last one leaves the guest suspended. Then the save helper copies the
 //! whole guest as it stands. What the native epochs have built up must be what the save helper reads. Exit code 0: alike.
+//! Dom0 goes on to put received packets into the buffers of a suspended guest: take its vifs down meanwhile.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
