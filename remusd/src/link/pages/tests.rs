@@ -32,7 +32,7 @@ fn write(page: &mut [u8], write: Write) {
             }
         }
         Write::Noise(seed) => {
-            page.chunks_exact_mut(8).for_each(|word| word.copy_from_slice(&noise(seed).to_le_bytes()))
+            page.chunks_exact_mut(8).for_each(|word| word.copy_from_slice(&noise(seed).to_le_bytes()));
         }
         Write::Text(byte) => page.iter_mut().enumerate().for_each(|(at, to)| *to = byte ^ (at / 40) as u8),
     }
