@@ -186,6 +186,23 @@ fn watched(pair: &Pair, guest: &Guest<'_>, subject: Subject, way: Way, load: Loa
     })
 }
 
+/// A row to vary in tests: some stock `xl remus` under a load of 4000 pages.
+#[cfg(test)]
+pub(super) fn example() -> Row {
+    use xen_test_guest::protocol::Order;
+    Row {
+        subject: Subject::Stock,
+        way: Way::Blackhole,
+        load: Load { pages_per_epoch: 4000, interval_ms: 500, bytes_per_page: 16, order: Order::Rand },
+        epochs: Epochs::default(),
+        written_per_epoch: 0.0,
+        work_per_second: 0.0,
+        round_trip: Spread::default(),
+        wire_bytes_per_epoch: None,
+        last_epoch: None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

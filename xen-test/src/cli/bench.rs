@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 
 use super::interrupt::interruptible;
-use crate::bench::{Plan, bench, table};
+use crate::bench::{Plan, bench, plots, table};
 use crate::host::MachineOptions;
 use crate::pair::{BootOptions, Pair};
-use crate::prepare;
+use crate::{prepare, progress};
 
 /// Options of `xen-test bench`.
 #[derive(Debug, clap::Args)]
@@ -16,7 +16,10 @@ pub struct BenchArgs {
     /// Write every row and the goals to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// A subset, on one host
+    /// Draw the figures, as SVG files in this directory
+    #[arg(long, value_name = "DIR")]
+    plots: Option<PathBuf>,
+    /// One row for each goal instead of the whole matrix
     #[arg(long)]
     quick: bool,
 }
@@ -40,6 +43,11 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     if let Some(path) = &args.json {
         std::fs::write(path, serde_json::to_string_pretty(&report)? + "\n")
             .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    if let Some(dir) = &args.plots {
+        for name in plots(&report, dir)? {
+            progress!("drawn: {}", dir.join(name).display());
+        }
     }
     println!("{}", table(&report));
     Ok(())

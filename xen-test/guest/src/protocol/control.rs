@@ -64,7 +64,7 @@ pub enum Command {
 pub struct DirtySpec {
     /// Pages written per second; 0 keeps the region and writes nothing.
     pub pages_per_sec: u64,
-    /// Bytes written in each page, 64..=4096, rounded up to 8.
+    /// Bytes written in each page, 16..=4096, rounded up to 8. Below 40, 40 are written: 16 of them differ from what was there, and the low bytes of a version.
     pub bytes_per_page: usize,
     /// Which page comes next.
     pub order: Order,
@@ -167,7 +167,7 @@ impl FromStr for Command {
             ["mem"] => Self::Mem,
             ["dirty"] => Self::DirtyInfo,
             ["dirty", rest @ ..] => Self::Dirty(
-                dirty_spec(rest).ok_or_else(|| bad("dirty PAGES_PER_SEC BYTES_PER_PAGE(64..=4096) seq|rand MEM_MB"))?,
+                dirty_spec(rest).ok_or_else(|| bad("dirty PAGES_PER_SEC BYTES_PER_PAGE(16..=4096) seq|rand MEM_MB"))?,
             ),
             ["verify"] => Self::Verify,
             ["disk", "start", device, rate] if device.starts_with('/') => Self::DiskStart(DiskSpec {
@@ -214,7 +214,7 @@ fn dirty_spec(words: &[&str]) -> Option<DirtySpec> {
     };
     Some(DirtySpec {
         pages_per_sec: rate.parse().ok()?,
-        bytes_per_page: bytes.parse().ok().filter(|b| (64..=4096).contains(b))?,
+        bytes_per_page: bytes.parse().ok().filter(|b| (16..=4096).contains(b))?,
         order: match *order {
             "seq" => Order::Seq,
             "rand" => Order::Rand,
