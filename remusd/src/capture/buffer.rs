@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
@@ -27,6 +27,19 @@ pub struct CaptureStats {
     pub last_item: Option<Instant>,
     /// When the newest epoch was complete in memory.
     pub last_epoch: Option<Instant>,
+    /// What the suspended guest waited for in the newest epoch, if the engine can tell.
+    pub pause: Option<CapturePause>,
+}
+
+/// What the guest waited for while the engine copied it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CapturePause {
+    /// Finding the dirty pages, and mapping memory that has changed places.
+    pub log: Duration,
+    /// Copying them.
+    pub copy: Duration,
+    /// Reading vCPU and platform state.
+    pub state: Duration,
 }
 
 struct State {
@@ -151,6 +164,11 @@ impl Shared {
 
     pub(super) fn stats(&self) -> CaptureStats {
         self.lock().stats
+    }
+
+    /// What the newest epoch's pause went to.
+    pub(super) fn paused(&self, pause: CapturePause) {
+        self.lock().stats.pause = Some(pause);
     }
 
     /// Waits until the stream has ended badly. Cancel-safe; for one waiter.

@@ -13,7 +13,7 @@ pub mod save_helper;
 
 use std::path::PathBuf;
 
-pub use buffer::{CaptureStats, ItemReceiver};
+pub use buffer::{CapturePause, CaptureStats, ItemReceiver};
 pub use engine::{Engine, EngineCall};
 pub use native::{NativeConfig, NativeEngine};
 pub use save_helper::{SaveHelper, SaveHelperConfig};

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Instant;
 
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::ahead::Ahead;
 use super::batch::{BATCH, Copied};
 use super::{AGAIN, NativeConfig, Source};
-use crate::capture::buffer::Shared;
+use crate::capture::buffer::{CapturePause, Shared};
 use crate::capture::{CaptureError, EngineCall};
 use crate::pool::BufferPool;
 use crate::stream::{CaptureItem, PAGE_SIZE};
@@ -187,8 +188,10 @@ impl<S: Source> Worker<S> {
     /// The guest stands suspended. Whether the epoch was given up.
     fn epoch(&mut self) -> Outcome<bool> {
         let mut copied = Vec::new();
+        let suspended = Instant::now();
         let everything = self.remap_if_stale()?;
         self.list_dirty(everything)?;
+        let listed = Instant::now();
         let ahead: usize = self.ahead.iter().map(Copied::pages).sum();
         let need = (self.gfns.len() + ahead) * PAGE_SIZE;
         if need > self.config.budget.hard {
@@ -196,7 +199,10 @@ impl<S: Source> Worker<S> {
             return Err(End::Failed(CaptureError::OverBudget { domid: self.config.domid, limit }));
         }
         Copied::of(self.source.windows(), &self.gfns, &self.pool, &mut copied);
+        let saved = Instant::now();
         let state = self.source.state().map_err(|e| self.failed("reading vCPU and platform state", &e))?;
+        let (log, copy) = (listed - suspended, saved - listed);
+        self.shared.paused(CapturePause { log, copy, state: saved.elapsed() });
         let reply = self.ask(EngineCall::Postcopy);
         // The guest runs again from here on.
         if reply == AGAIN {

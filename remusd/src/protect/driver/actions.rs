@@ -65,6 +65,7 @@ impl Driver {
                         Err(error) => return self.then(Event::EpochFailed(error.to_string())),
                     }
                 }
+                self.current.postsuspended = Some(Instant::now());
                 self.phase(result, Event::Postsuspended);
             }
             Action::EngineCopy => {
@@ -86,6 +87,7 @@ impl Driver {
                 self.end_audit().await;
                 let context = self.context(epoch);
                 let result = self.parts.devices.preresume(&context).await;
+                self.current.preresumed = Some(Instant::now());
                 self.phase(result, Event::Preresumed);
             }
             Action::Resume => self.resume().await,
@@ -426,12 +428,18 @@ impl Driver {
 
     fn finish_report(&mut self, epoch: Epoch, commit: Duration) {
         let current = &self.current;
+        let pause = self.engine.as_ref().and_then(|engine| engine.stats().pause);
         let report = EpochReport {
             epoch,
             armed: current.armed,
             suspend_us: us(current.suspend_asked, current.suspended),
             capture_us: us(current.suspended, current.copied),
+            postsuspend_us: us(current.suspended, current.postsuspended),
+            log_us: pause.map(|pause| pause.log.as_micros() as u64),
+            copy_us: pause.map(|pause| pause.copy.as_micros() as u64),
+            state_us: pause.map(|pause| pause.state.as_micros() as u64),
             resume_us: us(current.copied, current.resumed),
+            preresume_us: us(current.copied, current.preresumed),
             encode_us: current.cost.encode.as_micros() as u64,
             send_us: us(current.resumed, current.sent),
             ack_us: us(current.sent, current.acked),
