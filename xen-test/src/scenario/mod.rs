@@ -126,15 +126,8 @@ pub const UNSHOWN: &[&str] = &[
     "disk-fail-back",
     "disk-kill-copy",
     "disk-script",
-    "speed-engine-compare",
-    "speed-engine-compare-hvm",
-    "speed-native-blackhole",
-    "speed-native-power-loss",
-    "speed-native-power-loss-hvm",
-    "speed-native-to-stock",
     "speed-native-balloon",
     "speed-native-guest-gone",
-    "speed-native-over-budget",
 ];
 
 /// What a scenario works with.

@@ -191,9 +191,8 @@ fn gone(ctx: &mut Ctx<'_>) -> Result<()> {
         ctx.note(&format!("domains: {domains:?}"));
         Ok(domains.is_empty().then_some(()))
     })?;
-    wait_until(PATIENCE, "the protection is over", || {
-        Ok(row(pair.a(), "guest", Role::Primary)?.is_none().then_some(()))
-    })?;
+    let ended = wait_event(pair.a(), "guest", EventKind::GuestEnded)?;
+    ctx.note(&ended.detail);
     nothing_left(pair.a())
 }
 

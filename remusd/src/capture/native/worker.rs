@@ -19,8 +19,10 @@ use crate::xen::foreign::windows::bits;
 /// The first copy ends with a suspend after so many rounds, or when a round has fewer pages: as libxenguest does it.
 const ROUNDS: u32 = 5;
 const FEW: usize = 50;
-/// Windows of 4 MiB that are searched for pages given back, per epoch.
+/// Windows of 4 MiB that are searched for pages given back, per epoch: so many at least, and this part of a large guest's. Until they
+/// are found, our mapping keeps them from dom0 and from the guest itself.
 const SEARCHED: usize = 4;
+const SEARCHED_PART: usize = 128;
 /// Buffers that are kept unused at most, of 4 MiB: what the largest epochs of a busy guest take.
 const KEEP: usize = 64;
 
@@ -282,7 +284,8 @@ impl<S: Source> Worker<S> {
     fn after(&mut self) {
         let batches = self.gfns.len().div_ceil(BATCH) + 1;
         self.pool.warm(batches, BATCH * PAGE_SIZE);
-        match self.source.given_back(SEARCHED) {
+        let searched = SEARCHED.max(self.source.windows().in_use() / SEARCHED_PART);
+        match self.source.given_back(searched) {
             Ok(found) => self.remap |= found,
             // The next suspend will tell.
             Err(error) => tracing::debug!(domid = %self.config.domid, "searching for pages given back: {error}"),

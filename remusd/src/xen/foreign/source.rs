@@ -156,18 +156,15 @@ impl Source for GuestSource {
     }
 
     fn given_back(&mut self, windows: usize) -> Result<bool, XenError> {
-        let all = self.windows_in_all();
         let mut mapped = Vec::with_capacity(WINDOW);
-        for _ in 0..windows.min(all) {
-            let index = self.search % all;
-            self.search = (index + 1) % all;
+        for _ in 0..windows.min(self.windows.in_use()) {
+            // Most page numbers of a PVH guest are a hole: only what is mapped is worth a look.
+            let Some(index) = self.windows.next(self.search) else { break };
+            self.search = index + 1;
             mapped.clear();
             mapped.extend(
                 (index * WINDOW..(index + 1) * WINDOW).map(|gfn| gfn as u64).filter(|gfn| self.windows.has(*gfn)),
             );
-            if mapped.is_empty() {
-                continue;
-            }
             // SAFETY: as in `open`.
             unsafe { self.calls.with_contents(self.control.interface(), self.domid, &mut mapped)? };
             if mapped.contains(&0) {

@@ -68,6 +68,19 @@ impl Windows {
         self.pages
     }
 
+    /// The first window with something mapped at or after `index`, else the first of all.
+    #[must_use]
+    pub fn next(&self, index: usize) -> Option<usize> {
+        let mapped = |index: &usize| self.windows.get(*index).is_some_and(Option::is_some);
+        (index..self.windows.len()).find(mapped).or_else(|| (0..self.windows.len()).find(mapped))
+    }
+
+    /// How many windows have something mapped.
+    #[must_use]
+    pub fn in_use(&self) -> usize {
+        self.windows.iter().flatten().count()
+    }
+
     fn page(&self, gfn: u64) -> Option<*const u8> {
         let gfn = usize::try_from(gfn).ok()?;
         let window = self.windows.get(gfn / WINDOW)?.as_ref()?;
@@ -206,12 +219,17 @@ mod tests {
         let mut list = Vec::new();
         windows.list(&mut list);
         assert_eq!((list.len() as u64, list[64], list[65]), (windows.pages(), 64, 128));
+        assert_eq!(
+            (windows.in_use(), windows.next(0), windows.next(1), windows.next(3)),
+            (2, Some(0), Some(2), Some(0))
+        );
         windows.remove(0);
         assert!(!windows.has(0));
+        assert_eq!((windows.in_use(), windows.next(0)), (1, Some(2)));
         assert_eq!(windows.pages(), 1024 - 63);
         windows.remove(77);
         windows.clear();
-        assert_eq!(windows.pages(), 0);
+        assert_eq!((windows.pages(), windows.next(0)), (0, None));
     }
 
     #[test]
