@@ -11,6 +11,7 @@
 //! - [`script`]: a disk in the care of somebody else's program.
 //! - [`Copies`]: the disks of a copy, as the backup drives them.
 //! - [`NoOp`]: takes what policy names and does nothing.
+//! - [`output_signal`]: the word that output is held, for who decides when an epoch ends.
 //! - [`classify`]: from xenstore entries to devices, and the kinds to refuse.
 
 mod classify;
@@ -21,6 +22,7 @@ mod error;
 pub mod mirror;
 pub mod netbuffer;
 mod none;
+mod output;
 mod policy;
 pub mod script;
 mod set;
@@ -31,6 +33,7 @@ pub use copies::{Copies, CopiesError};
 pub use device::{Device, DeviceStats, Ending, EpochContext, Kind};
 pub use error::{BoxError, DeviceError, SetError};
 pub use none::NoOp;
+pub use output::{OutputTeller, OutputWatch, output_signal};
 pub use policy::{Allow, Policy};
 pub use set::{DeviceSet, Passed, Record};
 pub use subkind::{Checkpointed, Match, Subkind};

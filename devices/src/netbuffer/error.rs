@@ -58,6 +58,14 @@ pub enum NetError {
         /// The filter's preference.
         preference: u16,
     },
+    /// A packet socket that notices output could not be opened.
+    #[error("{vif}: cannot watch for output, which `--interval auto` needs: {cause}; protect with a fixed interval")]
+    Tap {
+        /// The guest's interface.
+        vif: String,
+        /// Why.
+        cause: io::Error,
+    },
     /// The order of requests to a plug was broken by the caller.
     #[error(transparent)]
     OutOfTurn(#[from] OutOfTurn),

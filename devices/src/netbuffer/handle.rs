@@ -123,7 +123,7 @@ impl Buffered {
             let key = spec.vif.clone();
             let done = self
                 .call("set up the buffer", UNHURRIED, move |worker| {
-                    let lane = Lane::setup(&mut worker.conn, spec, stats)?;
+                    let lane = Lane::setup(&mut worker.conn, spec, stats, worker.output.clone())?;
                     // What we did ourselves is not news.
                     worker.read_notices();
                     worker.lanes.insert(key, lane);

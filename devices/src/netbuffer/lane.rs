@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use netlink_packet_route::tc::TcHandle;
 
 use crate::device::DeviceStats;
+use crate::output::OutputTeller;
 
 use super::conn::Conn;
 use super::error::NetError;
@@ -13,6 +14,7 @@ use super::messages::{PACKET_COST, plug_handle};
 use super::ops::On;
 use super::plug_model::PlugOp;
 use super::plug_state::{Outcome, PlugState};
+use super::tap::Tap;
 use super::watch::Notice;
 use super::wire::Link;
 
@@ -44,6 +46,10 @@ pub(super) struct Lane {
     major: u16,
     state: PlugState,
     stats: Arc<Mutex<DeviceStats>>,
+    /// Who is told that output is held, if anybody wants to know.
+    output: Option<OutputTeller>,
+    /// While armed, if somebody wants to know.
+    tap: Option<Tap>,
     /// Dropped packets of qdiscs that were replaced.
     drops_before: u64,
     drops_told: u64,
@@ -51,7 +57,12 @@ pub(super) struct Lane {
 
 impl Lane {
     /// Makes the intermediate device with a closed plug and the ingress qdisc. Output does not go there yet.
-    pub(super) fn setup(conn: &mut Conn, spec: LaneSpec, stats: Arc<Mutex<DeviceStats>>) -> Result<Self, NetError> {
+    pub(super) fn setup(
+        conn: &mut Conn,
+        spec: LaneSpec,
+        stats: Arc<Mutex<DeviceStats>>,
+        output: Option<OutputTeller>,
+    ) -> Result<Self, NetError> {
         let vif = conn.link(&spec.vif)?;
         if vif.is_none() && !spec.optional {
             return Err(NetError::NoLink(spec.vif));
@@ -83,6 +94,8 @@ impl Lane {
             major: FIRST_MAJOR,
             state: PlugState::default(),
             stats,
+            output,
+            tap: None,
             drops_before: 0,
             drops_told: 0,
             spec,
@@ -110,6 +123,10 @@ impl Lane {
             // A plug that has been open counts its packets wrong from then on (hazard F14).
             self.put_next_plug(conn)?;
         }
+        if let Some(output) = self.output.clone().filter(|_| self.vif_index.is_some()) {
+            let failed = |cause| NetError::Tap { vif: self.spec.vif.clone(), cause };
+            self.tap = Some(Tap::open(&self.spec.vif, output).map_err(failed)?);
+        }
         if let Some(vif) = self.vif() {
             conn.add_redirect(vif, self.ifb.index)?;
         }
@@ -119,7 +136,12 @@ impl Lane {
 
     /// Closes `epoch`.
     pub(super) fn close(&mut self, conn: &mut Conn, epoch: u64) -> Result<(), NetError> {
-        match self.state.close(epoch)? {
+        let op = self.state.close(epoch)?;
+        if let Some(tap) = &self.tap {
+            // Before the queue is closed: what comes behind the close must be told.
+            tap.empty();
+        }
+        match op {
             Some(op) => self.send(conn, op),
             None => Ok(()),
         }

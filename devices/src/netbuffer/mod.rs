@@ -26,6 +26,7 @@ mod plug_state;
 mod recover;
 mod script;
 mod takedown;
+mod tap;
 mod watch;
 mod wire;
 mod worker;
@@ -42,6 +43,7 @@ use tokio::sync::mpsc;
 
 use crate::device::{Device, Kind};
 use crate::error::DeviceError;
+use crate::output::OutputTeller;
 use crate::subkind::{Checkpointed, Match, Subkind};
 
 pub use error::NetError;
@@ -80,6 +82,7 @@ pub struct NetBuffer {
     config: NetBufferConfig,
     script: Option<SetupScript>,
     events: mpsc::Sender<NetEvent>,
+    output: Option<OutputTeller>,
     worker: Mutex<Option<WorkerHandle>>,
 }
 
@@ -88,13 +91,20 @@ impl NetBuffer {
     /// there: give it some (a hundred does).
     #[must_use]
     pub fn new(config: NetBufferConfig, events: mpsc::Sender<NetEvent>) -> Self {
-        Self { config, script: None, events, worker: Mutex::new(None) }
+        Self { config, script: None, events, output: None, worker: Mutex::new(None) }
     }
 
     /// Has a script make the intermediate devices of PV interfaces.
     #[must_use]
     pub fn with_script(mut self, script: SetupScript) -> Self {
         self.script = Some(script);
+        self
+    }
+
+    /// Has `output` told whenever an interface of the guest sends something that is held.
+    #[must_use]
+    pub fn telling(mut self, output: OutputTeller) -> Self {
+        self.output = Some(output);
         self
     }
 
@@ -116,7 +126,8 @@ impl Subkind for NetBuffer {
 
     fn init(&self) -> Result<(), DeviceError> {
         modules::load();
-        let worker = WorkerHandle::start(self.events.clone()).map_err(|e| DeviceError::init(self.name(), e))?;
+        let worker = WorkerHandle::start(self.events.clone(), self.output.clone())
+            .map_err(|e| DeviceError::init(self.name(), e))?;
         *self.worker() = Some(worker);
         Ok(())
     }

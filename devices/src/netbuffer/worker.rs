@@ -20,6 +20,7 @@ use super::event::NetEvent;
 use super::lane::Lane;
 use super::watch::notice;
 use super::wire::messages;
+use crate::output::OutputTeller;
 
 /// `RTNLGRP_LINK` and `RTNLGRP_TC` of `linux/rtnetlink.h`.
 const GROUPS: [u32; 2] = [1, 4];
@@ -37,6 +38,8 @@ pub(super) struct Worker {
     pub lanes: HashMap<String, Lane>,
     monitor: TokioSocket,
     events: mpsc::Sender<NetEvent>,
+    /// Told whenever a guest sends something that is held.
+    pub output: Option<OutputTeller>,
 }
 
 /// A way to have things done by the thread. It ends when the last one is dropped.
@@ -47,7 +50,7 @@ pub(super) struct WorkerHandle {
 
 impl WorkerHandle {
     /// Starts the thread, in the network namespace of the calling one.
-    pub(super) fn start(events: mpsc::Sender<NetEvent>) -> Result<Self, NetError> {
+    pub(super) fn start(events: mpsc::Sender<NetEvent>, output: Option<OutputTeller>) -> Result<Self, NetError> {
         let (jobs, inbox) = mpsc::unbounded_channel();
         let conn = Conn::open()?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -56,7 +59,7 @@ impl WorkerHandle {
             open_monitor()?
         };
         std::thread::Builder::new().name("netbuffer".into()).spawn(move || {
-            let worker = Worker { conn, lanes: HashMap::new(), monitor, events };
+            let worker = Worker { conn, lanes: HashMap::new(), monitor, events, output };
             runtime.block_on(worker.run(inbox));
         })?;
         Ok(Self { jobs })

@@ -1,13 +1,13 @@
 //! The buffer's own work.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use devices::netbuffer::{NetBufferConfig, NetEvent, PACKET_COST, PlugModel, PlugOp};
-use devices::{Ending, EpochContext};
+use devices::{Ending, EpochContext, OutputWatch};
 
 use crate::Verdict;
 use crate::frames::{Mark, TYPES};
-use crate::world::{World, armed, ensure, exists, sh, unhurried};
+use crate::world::{PATIENCE, World, armed, ensure, exists, sh, unhurried};
 
 fn tags(marks: &[Mark]) -> Vec<u32> {
     let mut tags: Vec<u32> = marks.iter().map(|m| m.tag).collect();
@@ -101,6 +101,31 @@ pub(crate) async fn release_lets_exactly_the_closed_epoch_through() -> Verdict {
         w.held(0).await?;
     }
     in_order(&w.observer.marks())?;
+    w.teardown(Ending::Release).await
+}
+
+pub(crate) async fn output_is_told_of_when_it_comes_not_when_it_goes() -> Verdict {
+    async fn told(output: &mut OutputWatch, within: Duration) -> bool {
+        tokio::time::timeout(within, output.held()).await.is_ok()
+    }
+    const QUIET: Duration = Duration::from_millis(300);
+    let mut w = World::new()?;
+    let mut output = w.telling();
+    w.setup().await?;
+    w.send(0, 1)?;
+    w.observer.wait_for(1)?;
+    ensure(!told(&mut output, QUIET).await, || "told of output that nobody holds".into())?;
+    w.arm().await?;
+    for epoch in 1..=4 {
+        w.send(1, 1)?;
+        ensure(told(&mut output, PATIENCE).await, || format!("epoch {epoch}: not told"))?;
+        w.held(1).await?;
+        output.close_epoch();
+        w.close(epoch).await?;
+        w.commit(epoch).await?;
+        w.observer.wait_for(usize::try_from(epoch).unwrap_or(0) + 1)?;
+        ensure(!told(&mut output, QUIET).await, || format!("epoch {epoch}: told of what was let go"))?;
+    }
     w.teardown(Ending::Release).await
 }
 

@@ -43,6 +43,7 @@ fn all() -> Vec<(&'static str, Check)> {
         check!(checks::abandoned_epoch_goes_with_the_next),
         check!(checks::random_requests_agree_with_the_model),
         check!(checks::overflow_is_counted),
+        check!(checks::output_is_told_of_when_it_comes_not_when_it_goes),
         check!(checks::release_lets_held_output_flow_in_order),
         check!(checks::teardown_twice_and_everything_is_put_back),
         check!(checks::failed_setup_puts_everything_back),

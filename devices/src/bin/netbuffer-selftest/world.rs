@@ -7,7 +7,7 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use devices::netbuffer::{NetBuffer, NetBufferConfig, NetEvent, SetupScript};
-use devices::{Device, DeviceSet, EpochContext, Kind, Policy};
+use devices::{Device, DeviceSet, EpochContext, Kind, OutputWatch, Policy, output_signal};
 
 use crate::frames::{Mark, Observer, PLAIN, Sender};
 
@@ -163,6 +163,15 @@ impl World {
     /// A new set, as of a new protection.
     pub(crate) fn fresh_set(&mut self, config: NetBufferConfig) {
         (self.set, self.events) = new_set(config);
+    }
+
+    /// A new set that tells of held output.
+    pub(crate) fn telling(&mut self) -> OutputWatch {
+        let (events, inbox) = tokio::sync::mpsc::channel(1000);
+        let (teller, output) = output_signal();
+        let netbuffer = Arc::new(NetBuffer::new(unhurried(), events).telling(teller));
+        (self.set, self.events) = (DeviceSet::new(vec![netbuffer], Policy::strict()), inbox);
+        output
     }
 
     /// A new set whose intermediate device a script makes.
