@@ -14,7 +14,8 @@ use super::{ApiError, ErrorCode, MayRun};
 use crate::ids::{DomId, Epoch, Generation, ProtectionId};
 use crate::ops::operation::{Initiator, Job, JobState, OperationNote, Progress};
 use crate::ops::{DomainRef, Event, EventKind, OperationId, OperationKind};
-use crate::protect::options::ProtectOptions;
+use crate::protect::options::{AutoInterval, ProtectOptions};
+use crate::protect::pace::IntervalReport;
 use crate::protect::report::EpochReport;
 
 fn interface() -> Interface<'static> {
@@ -98,6 +99,7 @@ pub(super) fn row() -> StatusRow {
         held_bytes: 0,
         dropped_packets: 0,
         last_epoch: Some(EpochReport::default()),
+        interval: Some(IntervalReport::default()),
         detail: String::new(),
     }
 }
@@ -136,13 +138,14 @@ fn every_method_and_parameter_is_in_the_interface_and_the_other_way_round() {
 #[test]
 fn optional_parameters_may_be_null() {
     let text = json!({ "method": "org.remus.Control.Protect", "parameters": {
-        "domain": "g", "target": { "host": "b", "ssh": null }, "options": { "interval_ms": 50, "detection_ms": null },
+        "domain": "g", "target": { "host": "b", "ssh": null }, "options": { "interval_ms": 50, "detection_ms": null, "auto_interval": { "min_gap_ms": null } },
         "foreground": null, "tag": null,
     }});
     let asked = Call::parse(text.to_string().as_bytes()).unwrap().asked();
     let Ok(Asked::Ours(request)) = asked else { panic!("{asked:?}") };
     let Request::Protect { options: Some(options), foreground: false, .. } = *request else { panic!("{request:?}") };
-    assert_eq!(*options, ProtectOptions { interval_ms: 50, ..ProtectOptions::default() });
+    let auto_interval = Some(AutoInterval::default());
+    assert_eq!(*options, ProtectOptions { interval_ms: 50, auto_interval, ..ProtectOptions::default() });
 }
 
 /// The members of every object that travels, against its type in the interface file.
@@ -155,6 +158,7 @@ fn every_type_has_the_members_that_are_written() {
         (
             "ProtectOptions",
             json!(ProtectOptions {
+                auto_interval: Some(AutoInterval::default()),
                 netbuffer_script: Some("/x".into()),
                 disk_scripts: [("xvda".into(), "/x".into())].into(),
                 witness: Some("x".into()),
@@ -162,6 +166,8 @@ fn every_type_has_the_members_that_are_written() {
             }),
         ),
         ("Epoch", json!(EpochReport::default())),
+        ("Interval", json!(IntervalReport::default())),
+        ("AutoInterval", json!(AutoInterval::default())),
         ("Row", json!(row())),
         ("JobNote", json!(note())),
         ("Event", json!(event())),

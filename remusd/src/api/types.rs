@@ -9,6 +9,7 @@ use crate::ids::{DomId, Epoch, Generation, ProtectionId};
 use crate::ops::operation::{Initiator, Progress};
 use crate::ops::{Event, EventKind, OperationId};
 use crate::protect::options::{ProtectOptions, Target};
+use crate::protect::pace::IntervalReport;
 use crate::protect::report::EpochReport;
 
 pub use crate::ops::{ErrorCode, Failure as ApiError};
@@ -341,6 +342,9 @@ pub struct StatusRow {
     pub dropped_packets: u64,
     /// Primary: the newest finished epoch.
     pub last_epoch: Option<EpochReport>,
+    /// Primary: the intervals between epochs.
+    #[serde(default)]
+    pub interval: Option<IntervalReport>,
     /// A sentence: what an operator should know or do.
     pub detail: String,
 }

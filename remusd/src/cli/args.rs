@@ -360,5 +360,22 @@ mod tests {
     #[test]
     fn ranges_are_checked() {
         assert!(request("remus protect g b -i 0").unwrap_err().contains("interval-ms"));
+        assert!(request("remus protect g b -i auto:9-5").unwrap_err().contains("max-interval-ms is 5"));
+    }
+
+    #[test]
+    fn an_interval_is_a_number_or_automatic() {
+        let interval = |typed: &str| match request(&format!("remus protect g b --interval {typed}")) {
+            Ok(Request::Protect { options: Some(options), .. }) => {
+                Ok((options.interval_ms, options.auto_interval.map(|auto| (auto.min_gap_ms, auto.max_interval_ms))))
+            }
+            other => Err(format!("{other:?}")),
+        };
+        assert_eq!(interval("50"), Ok((50, None)));
+        assert_eq!(interval("auto"), Ok((200, Some((5, 500)))));
+        assert_eq!(interval("auto:20-1000"), Ok((200, Some((20, 1000)))));
+        for wrong in ["automatic", "auto:", "auto:5", "auto:-5", "5-500", "auto:a-b", "fast"] {
+            assert!(interval(wrong).unwrap_err().contains("auto:MIN-MAX"), "{wrong}");
+        }
     }
 }

@@ -9,7 +9,7 @@ use super::args::Notify;
 use crate::api::{Request, TargetSpec};
 use crate::link::transport::DEFAULT_SSH;
 use crate::protect::machine::OnBackupLoss;
-use crate::protect::options::{EngineKind, OnPrimaryLoss, ProtectOptions, Target, Then};
+use crate::protect::options::{AutoInterval, EngineKind, OnPrimaryLoss, ProtectOptions, Target, Then};
 
 /// What to do with output when the backup is lost.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -18,6 +18,41 @@ pub enum BackupLoss {
     Alone,
     /// Output stays held until an operator decides.
     Hold,
+}
+
+/// How often.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interval {
+    /// In milliseconds.
+    Fixed(u64),
+    /// By need.
+    Auto(AutoInterval),
+}
+
+impl std::fmt::Display for Interval {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Fixed(ms) => ms.fmt(f),
+            Self::Auto(auto) => write!(f, "auto:{}-{}", auto.min_gap_ms, auto.max_interval_ms),
+        }
+    }
+}
+
+impl std::str::FromStr for Interval {
+    type Err = String;
+
+    fn from_str(typed: &str) -> Result<Self, String> {
+        let wrong = || "give milliseconds, auto, or auto:MIN-MAX in milliseconds".to_owned();
+        let ms = |text: &str| text.parse::<u64>().map_err(|_| wrong());
+        match typed.strip_prefix("auto") {
+            None => Ok(Self::Fixed(ms(typed)?)),
+            Some("") => Ok(Self::Auto(AutoInterval::default())),
+            Some(range) => {
+                let (min, max) = range.strip_prefix(':').and_then(|range| range.split_once('-')).ok_or_else(wrong)?;
+                Ok(Self::Auto(AutoInterval { min_gap_ms: ms(min)?, max_interval_ms: ms(max)? }))
+            }
+        }
+    }
 }
 
 /// What captures the guest.
@@ -68,9 +103,11 @@ pub struct Protect {
 /// How a domain is to be protected.
 #[derive(Debug, clap::Args)]
 pub struct Choices {
-    /// Checkpoint interval in ms, from one release to the next suspend.
-    #[arg(short, long, default_value_t = ProtectOptions::default().interval_ms)]
-    pub interval: u64,
+    /// Checkpoint interval in ms, from one release to the next suspend; or auto (the same as auto:5-500): a checkpoint as soon as
+    /// output waits or much was written, after MIN ms at the earliest and MAX ms at the latest, and the guest runs at least half of the
+    /// time.
+    #[arg(short, long, value_name = "MS|auto[:MIN-MAX]", default_value_t = Interval::Fixed(ProtectOptions::default().interval_ms))]
+    pub interval: Interval,
     /// Command used instead of ssh; an empty one makes HOST itself the command.
     #[arg(short = 's', long)]
     pub ssh: Option<String>,
@@ -184,7 +221,14 @@ impl Choices {
     /// A sentence about a value that makes no sense.
     pub fn towards(&self, host: &str) -> Result<(Target, ProtectOptions), String> {
         let mut options = ProtectOptions {
-            interval_ms: self.interval,
+            interval_ms: match self.interval {
+                Interval::Fixed(ms) => ms,
+                Interval::Auto(_) => ProtectOptions::default().interval_ms,
+            },
+            auto_interval: match self.interval {
+                Interval::Fixed(_) => None,
+                Interval::Auto(auto) => Some(auto),
+            },
             detection_ms: self.detection_ms,
             ack_deadline_ms: self.ack_deadline_ms,
             suspend_deadline_ms: self.suspend_deadline_ms,

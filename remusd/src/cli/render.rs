@@ -132,6 +132,14 @@ pub fn may_run(row: &StatusRow) -> String {
     }
 }
 
+/// From the release of one epoch to the suspend of the next, on average.
+#[must_use]
+pub fn interval(row: &StatusRow) -> String {
+    let Some(report) = &row.interval else { return "-".into() };
+    let mean = report.mean_ms.map_or("-".into(), age);
+    if report.auto { format!("auto, {mean}") } else { mean }
+}
+
 fn colour(row: &StatusRow) -> Option<u8> {
     match (row.role, row.protected, row.may_run) {
         (_, true, _) => Some(GREEN),
@@ -158,12 +166,17 @@ pub fn status(rows: &[StatusRow], paint: Paint) -> String {
                 at_risk(row),
                 may_run(row),
                 row.last_epoch.as_ref().map_or("-".into(), |r| format!("{:.1} ms", r.paused_us() as f64 / 1000.0)),
+                interval(row),
                 row.detail.clone(),
             ];
             (cells, colour(row))
         })
         .collect();
-    columns(["DOMAIN", "IS", "FROM -> TO", "EPOCH", "STALE", "LOST NOW", "MAY RUN", "PAUSE", "NOTE"], &lines, paint)
+    columns(
+        ["DOMAIN", "IS", "FROM -> TO", "EPOCH", "STALE", "LOST NOW", "MAY RUN", "PAUSE", "INTERVAL", "NOTE"],
+        &lines,
+        paint,
+    )
 }
 
 /// How far a job is; of one on a disk, whose progress is in bytes, also how fast it goes and for how long still.

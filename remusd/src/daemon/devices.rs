@@ -11,7 +11,7 @@ use devices::mirror::client::{DiskClient, RUN};
 use devices::mirror::{DiskNews, Mirror, MirrorConfig};
 use devices::netbuffer::{NetBuffer, NetBufferConfig, NetEvent, SetupScript, SetupStore};
 use devices::script::{Script, ScriptLimits, ScriptedDisk};
-use devices::{Allow, Device, DeviceSet, Ending, Kind, NoOp, Node, Policy, Subkind, classify};
+use devices::{Allow, Device, DeviceSet, Ending, Kind, NoOp, Node, OutputTeller, Policy, Subkind, classify};
 use tokio::sync::mpsc;
 
 use crate::api::{ApiError, ErrorCode};
@@ -99,7 +99,7 @@ fn drbd_probe() -> Option<PathBuf> {
     SCRIPTS.iter().map(|dir| Path::new(dir).join("block-drbd-probe")).find(|path| path.is_file())
 }
 
-/// The device set that these options ask for, with `scripted` in the care of their programs. What happens to the network buffers goes to `events`, to mirrored disks to `disks`.
+/// The device set that these options ask for, with `scripted` in the care of their programs. What happens to the network buffers goes to `events`, to mirrored disks to `disks`; with an automatic interval held output is told to `output`.
 #[must_use]
 pub fn set(
     options: &ProtectOptions,
@@ -108,6 +108,7 @@ pub fn set(
     scripted: &[ScriptedDisk],
     events: mpsc::Sender<NetEvent>,
     disks: mpsc::Sender<DiskNews>,
+    output: OutputTeller,
 ) -> DeviceSet {
     let mut subkinds: Vec<Arc<dyn Subkind>> = Vec::new();
     if options.no_netbuffer {
@@ -118,7 +119,10 @@ pub fn set(
             request_timeout: Duration::from_millis(options.pause_deadline_ms),
             ..NetBufferConfig::default()
         };
-        let buffer = NetBuffer::new(config, events);
+        let mut buffer = NetBuffer::new(config, events);
+        if options.auto_interval.is_some() {
+            buffer = buffer.telling(output);
+        }
         subkinds.push(Arc::new(match script(options, store) {
             Some(script) => buffer.with_script(script),
             None => buffer,

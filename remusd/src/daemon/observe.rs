@@ -38,10 +38,11 @@ impl Told {
         if let Some(report) = snapshot.report.as_ref().filter(|r| r.armed) {
             let held =
                 (report.capture_us + report.resume_us + report.send_us + report.ack_us + report.commit_us) / 1000;
-            if self.slow.look(held, SLOW * options.interval_ms) {
+            let interval = options.longest_interval().as_millis() as u64;
+            if self.slow.look(held, SLOW * interval) {
                 events.push((
                     EventKind::EpochSlow,
-                    format!("output was held for {held} ms, at an interval of {} ms: {report}", options.interval_ms),
+                    format!("output was held for {held} ms, at an interval of {interval} ms: {report}"),
                 ));
             }
         }

@@ -183,7 +183,8 @@ impl Daemon {
         };
         let (net_send, net_events) = mpsc::channel(256);
         let (disk_send, disk_news) = mpsc::channel(64);
-        let mut set = super::devices::set(&options, &target, &self.host.store, &scripted, net_send, disk_send);
+        let (teller, output) = devices::output_signal();
+        let mut set = super::devices::set(&options, &target, &self.host.store, &scripted, net_send, disk_send, teller);
         if let Err(error) = set.setup(devices).await {
             peer.control.stop(&crate::protect::machine::StopWhy::Planned).await;
             peer.control.close().await;
@@ -250,6 +251,7 @@ impl Daemon {
             peer_events: peer.events,
             self_acknowledging: peer.self_acknowledging,
             net_events,
+            output,
             disk_news,
             state: self.state.clone(),
             record,

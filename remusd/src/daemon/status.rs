@@ -102,6 +102,7 @@ fn primary_row(primary: &Primary) -> StatusRow {
         held_bytes: snapshot.held.1,
         dropped_packets: snapshot.held.2,
         last_epoch: snapshot.report,
+        interval: Some(snapshot.interval),
         detail: detail.trim_end().into(),
     }
 }
@@ -131,6 +132,7 @@ fn backup_row(status: &IncomingStatus) -> StatusRow {
         held_bytes: 0,
         dropped_packets: 0,
         last_epoch: None,
+        interval: None,
         detail: status.detail.clone(),
     }
 }

@@ -25,6 +25,7 @@ fn row(role: Role) -> StatusRow {
         held_bytes: 1800,
         dropped_packets: 3,
         last_epoch: None,
+        interval: None,
         detail: String::new(),
     }
 }

@@ -31,6 +31,23 @@ pub enum EngineKind {
     Native,
 }
 
+/// Epochs end by need: see [`super::pace`]. Times are in milliseconds, from the release of one epoch to the suspend of the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AutoInterval {
+    /// Output that waits ends the epoch after this time at the earliest; later, while the guest has not run for as long as it stood
+    /// still. 1 to 60 000.
+    pub min_gap_ms: u64,
+    /// Without any reason to end it an epoch takes this long. `min_gap_ms` to 60 000.
+    pub max_interval_ms: u64,
+}
+
+impl Default for AutoInterval {
+    fn default() -> Self {
+        Self { min_gap_ms: 5, max_interval_ms: 500 }
+    }
+}
+
 /// Where the epochs go.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -100,6 +117,9 @@ pub struct Next {
 pub struct ProtectOptions {
     /// From the release of one epoch to the suspend of the next. 1 to 60 000; `xl remus` has the same default.
     pub interval_ms: u64,
+    /// In place of `interval_ms`, which then does not count.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub auto_interval: Option<AutoInterval>,
     /// Silence of the backup after which it counts as lost; also told to the backup for the other direction. 100 to 600 000.
     pub detection_ms: u64,
     /// How long the backup may take to acknowledge an epoch that it has been sent whole. 100 to 600 000.
@@ -148,6 +168,7 @@ impl Default for ProtectOptions {
     fn default() -> Self {
         Self {
             interval_ms: 200,
+            auto_interval: None,
             detection_ms: 1000,
             ack_deadline_ms: 5000,
             suspend_deadline_ms: 2000,
@@ -187,8 +208,11 @@ impl ProtectOptions {
     /// # Errors
     /// [`OutOfRange`] names the first option that is out of its range.
     pub fn validate(&self) -> Result<(), OutOfRange> {
+        let auto = self.auto_interval.unwrap_or_default();
         let rows = [
             ("interval-ms", self.interval_ms, 1, 60_000),
+            ("auto-interval min-gap-ms", auto.min_gap_ms, 1, 60_000),
+            ("auto-interval max-interval-ms", auto.max_interval_ms, auto.min_gap_ms, 60_000),
             ("detection-ms", self.detection_ms, 100, 600_000),
             ("ack-deadline-ms", self.ack_deadline_ms, 100, 600_000),
             ("suspend-deadline-ms", self.suspend_deadline_ms, 100, 60_000),
@@ -214,10 +238,10 @@ impl ProtectOptions {
         }
     }
 
-    /// `interval_ms` as a duration.
+    /// How long an epoch takes that nothing ends earlier, from the release of the one before.
     #[must_use]
-    pub fn interval(&self) -> Duration {
-        Duration::from_millis(self.interval_ms)
+    pub fn longest_interval(&self) -> Duration {
+        Duration::from_millis(self.auto_interval.map_or(self.interval_ms, |auto| auto.max_interval_ms))
     }
 }
 
@@ -230,10 +254,25 @@ mod tests {
         assert_eq!(ProtectOptions::default().validate(), Ok(()));
         let bad = ProtectOptions { detection_ms: 5, ..ProtectOptions::default() };
         assert_eq!(bad.validate().unwrap_err().name, "detection-ms");
+        for (min_gap_ms, max_interval_ms, fits) in [(1, 1, true), (0, 9, false), (20, 10, false), (5, 60_001, false)] {
+            let auto_interval = Some(AutoInterval { min_gap_ms, max_interval_ms });
+            let options = ProtectOptions { auto_interval, ..ProtectOptions::default() };
+            assert_eq!(options.validate().is_ok(), fits, "{min_gap_ms} to {max_interval_ms}");
+        }
     }
 
     #[test]
     fn unknown_options_are_refused() {
         assert!(serde_json::from_str::<ProtectOptions>(r#"{"intervall_ms": 5}"#).is_err());
+        assert!(serde_json::from_str::<ProtectOptions>(r#"{"auto_interval": {"max_ms": 5}}"#).is_err());
+    }
+
+    #[test]
+    fn an_older_peer_hears_of_the_automatic_interval_only_where_it_is_asked_for() {
+        let text = serde_json::to_string(&ProtectOptions::default()).unwrap();
+        assert!(!text.contains("auto_interval"), "{text}");
+        let options: ProtectOptions = serde_json::from_str(r#"{"auto_interval": {"max_interval_ms": 100}}"#).unwrap();
+        assert_eq!(options.auto_interval, Some(AutoInterval { min_gap_ms: 5, max_interval_ms: 100 }));
+        assert_eq!(options.longest_interval(), Duration::from_millis(100));
     }
 }

@@ -3,6 +3,7 @@ use crate::api::ErrorCode;
 use crate::ids::{DomId, Epoch, Generation, ProtectionId};
 use crate::ops::operation::{Initiator, OperationNote, Progress};
 use crate::ops::{DomainRef, OperationId, OperationKind};
+use crate::protect::pace::IntervalReport;
 use crate::protect::report::EpochReport;
 
 /// A guest that is protected.
@@ -30,6 +31,7 @@ pub(in crate::cli) fn primary() -> StatusRow {
             resume_us: 300,
             ..EpochReport::default()
         }),
+        interval: Some(IntervalReport { auto: true, mean_ms: Some(43), by_output: 90, ..IntervalReport::default() }),
         detail: String::new(),
     }
 }
@@ -43,6 +45,7 @@ pub(in crate::cli) fn unprotected() -> StatusRow {
         protected: false,
         stale_ms: None,
         last_epoch: None,
+        interval: Some(IntervalReport::default()),
         detail: "UNPROTECTED: silence for 1000 ms".into(),
         ..primary()
     }
@@ -59,6 +62,7 @@ pub(in crate::cli) fn backup() -> StatusRow {
         may_run: MayRun::Peer,
         stale_ms: Some(75_000),
         last_epoch: None,
+        interval: None,
         detail: "nothing is heard from the primary".into(),
         ..primary()
     }

@@ -8,7 +8,7 @@ use ratatui::widgets::{Cell, Paragraph, Row, Sparkline, Table};
 
 use super::model::{History, Series, Top};
 use crate::api::{MayRun, Role, StatusRow};
-use crate::cli::render::{age, at_risk, direction, may_run, protection, size};
+use crate::cli::render::{age, at_risk, direction, interval, may_run, protection, size};
 
 /// From so many columns on there is room for all.
 const WIDE: u16 = 100;
@@ -127,7 +127,8 @@ fn draw_figures(frame: &mut Frame, area: Rect, row: &StatusRow, history: &Histor
     let mut lines = vec![Constraint::Length(1)];
     lines.extend(figures.iter().map(|_| Constraint::Length(each)));
     let areas = Layout::vertical(lines).split(area);
-    frame.render_widget(Paragraph::new(format!("{}, the latest epochs:", row.domain)), areas[0]);
+    let heading = format!("{}, the latest epochs (interval: {}):", row.domain, interval(row));
+    frame.render_widget(Paragraph::new(heading), areas[0]);
     let label = LABEL.min(area.width / 2);
     for ((name, series, show), area) in figures.into_iter().zip(areas.iter().skip(1)) {
         if area.height == 0 {

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use devices::EpochContext;
 use tokio_util::sync::CancellationToken;
 
-use super::super::machine::{Action, Event, Outcome, StopWhy};
+use super::super::machine::{Action, Event, Outcome, State, StopWhy};
 use super::super::options::OnPrimaryLoss;
+use super::super::pace::Released;
 use super::super::peer::GuestDoes;
 use super::super::pump::PumpOrder;
 use super::super::report::EpochReport;
@@ -56,6 +57,8 @@ impl Driver {
             Action::Suspend { epoch, armed } => self.suspend(epoch, armed).await,
             Action::Postsuspend(epoch) => {
                 let context = self.context(epoch);
+                self.pace.closed();
+                self.parts.output.close_epoch();
                 let result = self.parts.devices.postsuspend(&context).await;
                 if result.is_ok()
                     && let Some(model) = &mut self.parts.model
@@ -109,7 +112,7 @@ impl Driver {
                 self.phase(result, Event::Committed);
             }
             Action::StartTimer => {
-                self.timer = Some(Instant::now() + self.parts.options.interval());
+                self.start_timer();
             }
             Action::EngineContinue => {
                 if let Some(event) = self.answer_engine(1).await {
@@ -264,6 +267,27 @@ impl Driver {
                 self.tell(EventKind::Superseded, format!("{text}. This copy is sealed and destroyed"));
             }
             _ => {}
+        }
+    }
+
+    /// To the next suspend: of the next epoch, or of the one that the guest did not suspend for.
+    fn start_timer(&mut self) {
+        let now = Instant::now();
+        let current = &self.current;
+        if let (State::Idle(_), Some(suspend_asked), Some(resumed)) =
+            (self.machine.state(), current.suspend_asked, current.resumed)
+        {
+            let micros = us(current.suspended, current.copied) + us(current.resumed, current.acked);
+            self.pace.released(Released {
+                now,
+                suspend_asked,
+                resumed,
+                shipped: Duration::from_micros(micros),
+                pages: current.cost.pages,
+            });
+            self.timer = self.pace.due().map(|due| due.0);
+        } else {
+            self.timer = Some(now + self.parts.options.longest_interval());
         }
     }
 
@@ -463,10 +487,12 @@ impl Driver {
             self.drops_seen = sum.2;
         }
         let acked = current.acked;
+        let interval = self.pace.report().clone();
         self.snapshot.send_modify(|snapshot| {
             snapshot.acked = acked.map(|at| (epoch, at));
             snapshot.report = Some(report);
             snapshot.held = sum;
+            snapshot.interval = interval;
         });
     }
 }

@@ -24,7 +24,7 @@ pub(super) async fn open_engine(
         #[cfg(feature = "xen")]
         EngineKind::Native => {
             // Late enough for pages to have come to rest, early enough to be done by the suspend.
-            let ahead_after = Some(options.interval() * 3 / 5);
+            let ahead_after = Some(options.longest_interval() * 3 / 5);
             let (engine, items) = NativeEngine::spawn(NativeConfig { domid, budget, ahead_after }).await?;
             Ok((Box::new(engine), items))
         }

@@ -18,9 +18,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use devices::DeviceSet;
 use devices::mirror::DiskNews;
 use devices::netbuffer::NetEvent;
+use devices::{DeviceSet, OutputWatch};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -30,6 +30,7 @@ use super::fate::Toolstack;
 use super::machine::{Event, Machine, Outcome, State};
 use super::model::DeviceModel;
 use super::options::{ProtectOptions, Target};
+use super::pace::{IntervalReport, Pace};
 use super::peer::{PeerControl, PeerEvent};
 use super::pump::{EpochCost, PumpEvent, PumpOrder, Sent};
 use super::report::EpochReport;
@@ -70,6 +71,8 @@ pub struct Snapshot {
     pub report: Option<EpochReport>,
     /// Held output: packets, bytes; lost output: packets.
     pub held: (u64, u64, u64),
+    /// The intervals between epochs.
+    pub interval: IntervalReport,
 }
 
 impl Default for Snapshot {
@@ -81,6 +84,7 @@ impl Default for Snapshot {
             acked: None,
             report: None,
             held: (0, 0, 0),
+            interval: IntervalReport::default(),
         }
     }
 }
@@ -119,6 +123,8 @@ pub struct Parts {
     pub self_acknowledging: bool,
     /// What the device layer saw.
     pub net_events: mpsc::Receiver<NetEvent>,
+    /// Tells when output is held; only with an automatic interval.
+    pub output: OutputWatch,
     /// What happens to the mirrored disks.
     pub disk_news: mpsc::Receiver<DiskNews>,
     /// Durable state.
@@ -202,6 +208,7 @@ struct Driver {
     pump_parts: Option<PumpParts>,
     orders: mpsc::UnboundedReceiver<Order>,
     timer: Option<Instant>,
+    pace: Pace,
     stop_deadline: Option<Instant>,
     handover_deadline: Option<Instant>,
     asking: Option<witness::Asking>,
@@ -261,6 +268,7 @@ pub fn start(mut parts: Parts, suspender: Suspender) -> Handle {
         pump_parts: Some(PumpParts { orders: pump_orders, events: pump_send, sent: sent_send }),
         orders,
         timer: None,
+        pace: Pace::new(&parts.options),
         stop_deadline: None,
         handover_deadline: None,
         asking: parts.witness.take().map(witness::Asking::start),

@@ -56,7 +56,8 @@ impl Driver {
                 heard = heard(&mut self.asking) => self.on_witness(heard),
                 Some(pumped) = self.pump_events.recv() => self.on_pump(pumped),
                 done = suspend_done(&mut self.suspending) => Some(self.on_suspend(done)),
-                () = until(self.timer) => { self.timer = None; Some(Event::Timer) }
+                () = until(self.timer) => Some(self.on_timer()),
+                () = self.parts.output.held() => { self.pace.output_waits(); self.move_timer(); None }
                 () = until(self.stop_deadline) => { self.stop_deadline = None; Some(Event::StopLate) }
                 () = until(self.handover_deadline) => { self.handover_deadline = None; Some(Event::HandoverLate) }
                 () = until(self.pause_deadline) => { self.pause_deadline = None; self.on_pause_deadline() }
@@ -75,6 +76,21 @@ impl Driver {
             if let Some(event) = event {
                 return event;
             }
+        }
+    }
+
+    fn on_timer(&mut self) -> Event {
+        self.timer = None;
+        if matches!(self.machine.state(), State::Idle(_)) {
+            self.pace.cut(Instant::now());
+        }
+        Event::Timer
+    }
+
+    /// There may be a reason to end the epoch earlier now.
+    fn move_timer(&mut self) {
+        if matches!(self.machine.state(), State::Idle(_)) && self.timer.is_some() {
+            self.timer = self.pace.due().map(|due| due.0);
         }
     }
 
@@ -186,7 +202,8 @@ impl Driver {
         let (disk, armed) = (&news.disk, self.parts.record.armed);
         match &news.event {
             DiskEvent::CutWanted {} if matches!(self.machine.state(), State::Idle(_)) && self.timer.is_some() => {
-                self.timer = Some(Instant::now());
+                self.pace.disk_waits();
+                self.move_timer();
                 None
             }
             DiskEvent::Disconnected { why } if armed => {
