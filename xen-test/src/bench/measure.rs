@@ -58,13 +58,15 @@ pub struct Row {
     pub wire_bytes_per_epoch: Option<f64>,
     /// The newest epoch as remusd reports it. With remusd only.
     pub last_epoch: Option<remusd::protect::report::EpochReport>,
+    /// Its intervals since it began. With remusd only.
+    pub interval: Option<remusd::protect::pace::IntervalReport>,
 }
 
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{:?} {} at {} pages, {} ms: {} epochs, stall p50 {:.1} p99 {:.1} max {:.1} ms (suspended {:.1}), {:.2}/s, {:.0} pages written per epoch",
+            "{:?} {} at {} pages, {} ms: {} epochs, stall p50 {:.1} p99 {:.1} max {:.1} ms (suspended {:.1}), {:.2}/s, {:.0} pages written per epoch, round trip p50 {:.1} ms",
             self.way,
             self.subject.name(),
             self.load.pages_per_epoch,
@@ -76,6 +78,7 @@ impl fmt::Display for Row {
             self.epochs.suspended_p50_ms,
             self.epochs.per_second,
             self.written_per_epoch,
+            self.round_trip.p50_ms,
         )
     }
 }
@@ -165,14 +168,10 @@ fn watched(pair: &Pair, guest: &Guest<'_>, subject: Subject, way: Way, load: Loa
         Some(from) => Some(sent(pair.a())? - from),
         None => None,
     };
-    let epochs = epochs(&report.stalls, report.watched_ms, Duration::from_millis(load.interval_ms));
+    let epochs = epochs(&report.stalls, report.watched_ms, Duration::from_millis(subject.shortest_interval_ms(load)));
     let each = |total: f64| if epochs.count == 0 { 0.0 } else { total / epochs.count as f64 };
-    let last_epoch = match subject {
-        Subject::SaveHelper | Subject::Native => {
-            status_row(pair.a(), "guest", Role::Primary)?.and_then(|row| row.last_epoch)
-        }
-        Subject::Unprotected | Subject::Stock => None,
-    };
+    let status = if subject.is_ours() { status_row(pair.a(), "guest", Role::Primary)? } else { None };
+    let (last_epoch, interval) = status.map_or((None, None), |row| (row.last_epoch, row.interval));
     Ok(Row {
         subject,
         way,
@@ -183,6 +182,7 @@ fn watched(pair: &Pair, guest: &Guest<'_>, subject: Subject, way: Way, load: Loa
         round_trip,
         wire_bytes_per_epoch: sent_bytes.map(each),
         last_epoch,
+        interval,
     })
 }
 
@@ -200,6 +200,7 @@ pub(super) fn example() -> Row {
         round_trip: Spread::default(),
         wire_bytes_per_epoch: None,
         last_epoch: None,
+        interval: None,
     }
 }
 

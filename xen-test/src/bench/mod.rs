@@ -66,12 +66,14 @@ pub struct Plan {
     pub local: Vec<Load>,
     /// Loads between two hosts over ssh.
     pub pair: Vec<Load>,
+    /// Loads between two hosts over ssh under which round trips are compared, output being held.
+    pub trips: Vec<Load>,
     /// How long each is watched.
     pub watch: Duration,
 }
 
 impl Plan {
-    /// One row for each goal: some fifteen minutes with the machine to itself.
+    /// One row for each goal: some twenty minutes with the machine to itself.
     #[must_use]
     pub fn quick() -> Self {
         Self {
@@ -81,6 +83,7 @@ impl Plan {
                 Load::new(20_000, 3000, 16, Order::Rand),
             ],
             pair: [16, 4096].map(|bytes| Load::new(4000, 500, bytes, Order::Rand)).to_vec(),
+            trips: trips(),
             watch: Duration::from_secs(15),
         }
     }
@@ -97,14 +100,19 @@ impl Plan {
             }
         }
         let pair = [16, 512, 4096].map(|bytes| Load::new(4000, 500, bytes, Order::Rand)).to_vec();
-        Self { local, pair, watch: Duration::from_secs(30) }
+        Self { local, pair, trips: trips(), watch: Duration::from_secs(30) }
     }
 
     /// Hosts that it needs.
     #[must_use]
     pub fn hosts(&self) -> usize {
-        if self.pair.is_empty() { 1 } else { 2 }
+        if self.pair.is_empty() && self.trips.is_empty() { 1 } else { 2 }
     }
+}
+
+/// Idle, and a few pages at stock's interval.
+fn trips() -> Vec<Load> {
+    [0, 500].map(|pages| Load::new(pages, goals::STOCK_INTERVAL_MS, 16, Order::Rand)).to_vec()
 }
 
 /// The whole outcome.
@@ -132,6 +140,13 @@ pub fn bench(pair: &Pair, plan: &Plan) -> Result<Report> {
                 progress!("bench: {row}");
                 rows.push(row);
             }
+        }
+    }
+    for load in &plan.trips {
+        for subject in [Subject::Unprotected, Subject::Held, Subject::Auto] {
+            let row = measure::row(pair, &guest, subject, Way::Ssh, *load, plan.watch)?;
+            progress!("bench: {row}");
+            rows.push(row);
         }
     }
     guest.verify()?;

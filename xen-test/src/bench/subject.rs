@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 use remusd::api::Role;
+use remusd::protect::options::AutoInterval;
 use serde::Serialize;
 
 use super::Load;
@@ -24,6 +25,10 @@ pub enum Subject {
     SaveHelper,
     /// remusd with its own engine.
     Native,
+    /// remusd with Xen's save helper at the load's interval, holding output: what stock's users have where it has a network buffer.
+    Held,
+    /// remusd with its own engine and `--interval auto`, holding output.
+    Auto,
 }
 
 impl Subject {
@@ -35,7 +40,21 @@ impl Subject {
             Self::Stock => "stock xl remus",
             Self::SaveHelper => "save-helper",
             Self::Native => "native",
+            Self::Held => "save-helper, output held",
+            Self::Auto => "native, auto, output held",
         }
+    }
+
+    /// Whether remusd makes them.
+    #[must_use]
+    pub fn is_ours(self) -> bool {
+        !matches!(self, Self::Unprotected | Self::Stock)
+    }
+
+    /// The shortest time between two of its checkpoints, but for what they take themselves, in milliseconds.
+    #[must_use]
+    pub fn shortest_interval_ms(self, load: Load) -> u64 {
+        if self == Self::Auto { AutoInterval::default().min_gap_ms } else { load.interval_ms }
     }
 }
 
@@ -81,10 +100,16 @@ impl Checkpoints {
                 }
                 Ok(Self::Stock { _command: command, way })
             }
-            Subject::SaveHelper | Subject::Native => {
-                let engine = if subject == Subject::Native { "native" } else { "save-helper" };
+            Subject::SaveHelper | Subject::Native | Subject::Held | Subject::Auto => {
+                let engine = match subject {
+                    Subject::Native | Subject::Auto => "native",
+                    _ => "save-helper",
+                };
+                let interval = if subject == Subject::Auto { "auto".into() } else { interval.to_string() };
+                let held = matches!(subject, Subject::Held | Subject::Auto);
                 let to = match way {
                     Way::Blackhole => "nowhere --unsafe blackhole",
+                    Way::Ssh if held => "hostb",
                     // As stock is run: memory alone.
                     Way::Ssh => "hostb --unsafe no-netbuffer",
                 };
