@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::ids::{DomId, Generation, ProtectionId};
+use crate::protect::options::{AutoInterval, Then};
 
 const UUID: ProtectionId = ProtectionId::from_u128(7);
 
@@ -152,11 +153,13 @@ fn files_come_back_as_they_were_written_and_wrong_ones_hide_no_other() {
     assert_eq!(read(&folder).0, BTreeMap::new());
     let mut wanted = policy("hostb");
     wanted.options.interval_ms = 50;
-    wanted.options.then = crate::protect::options::Then::To("hosta".into());
+    wanted.options.auto_interval = Some(AutoInterval { min_gap_ms: 20, max_interval_ms: 500 });
+    wanted.options.then = Then::To("hosta".into());
     wanted.options.unsafe_disks = vec!["xvdb".into()];
     write(&folder, "web", &wanted).unwrap();
     let text = std::fs::read_to_string(path(&folder, "web")).unwrap();
     assert!(text.contains("interval_ms = 50") && !text.contains("detection_ms"), "what is default is left out: {text}");
+    assert!(text.contains("[options.auto_interval]\n") && text.contains("min_gap_ms = 20"), "{text}");
     std::fs::write(folder.join("db.toml"), "[target]\nhost = \"b\"\n[options]\nintervall_ms = 5\n").unwrap();
     std::fs::write(folder.join("mail.toml"), "[target]\nhost = \"b\"\n[options]\ninterval_ms = 0\n").unwrap();
     std::fs::write(folder.join("none.toml"), "[target]\n").unwrap();

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 use devices::EpochContext;
 use tokio_util::sync::CancellationToken;
 
-use super::super::machine::{Action, Event, Outcome, State, StopWhy};
+use super::super::machine::{Action, Event, Outcome, StopWhy};
 use super::super::options::OnPrimaryLoss;
-use super::super::pace::Released;
 use super::super::peer::GuestDoes;
 use super::super::pump::PumpOrder;
 use super::super::report::EpochReport;
 use super::engine::open_engine;
+use super::timer::us;
 use super::{Current, Driver, news};
 use crate::ids::Epoch;
 use crate::ops::{Backoff, EventKind};
@@ -26,13 +26,6 @@ const LATE: Duration = Duration::from_secs(600);
 
 /// How long the backup may take to run a copy that it was handed.
 const HANDOVER: Duration = Duration::from_secs(30);
-
-fn us(from: Option<Instant>, to: Option<Instant>) -> u64 {
-    match (from, to) {
-        (Some(from), Some(to)) => to.saturating_duration_since(from).as_micros() as u64,
-        _ => 0,
-    }
-}
 
 impl Driver {
     fn context(&self, epoch: Epoch) -> EpochContext {
@@ -267,27 +260,6 @@ impl Driver {
                 self.tell(EventKind::Superseded, format!("{text}. This copy is sealed and destroyed"));
             }
             _ => {}
-        }
-    }
-
-    /// To the next suspend: of the next epoch, or of the one that the guest did not suspend for.
-    fn start_timer(&mut self) {
-        let now = Instant::now();
-        let current = &self.current;
-        if let (State::Idle(_), Some(suspend_asked), Some(resumed)) =
-            (self.machine.state(), current.suspend_asked, current.resumed)
-        {
-            let micros = us(current.suspended, current.copied) + us(current.resumed, current.acked);
-            self.pace.released(Released {
-                now,
-                suspend_asked,
-                resumed,
-                shipped: Duration::from_micros(micros),
-                pages: current.cost.pages,
-            });
-            self.timer = self.pace.due().map(|due| due.0);
-        } else {
-            self.timer = Some(now + self.parts.options.longest_interval());
         }
     }
 

@@ -8,6 +8,7 @@ mod audit;
 mod cleanup;
 mod engine;
 mod news;
+mod timer;
 mod wait;
 mod witness;
 

@@ -79,21 +79,6 @@ impl Driver {
         }
     }
 
-    fn on_timer(&mut self) -> Event {
-        self.timer = None;
-        if matches!(self.machine.state(), State::Idle(_)) {
-            self.pace.cut(Instant::now());
-        }
-        Event::Timer
-    }
-
-    /// There may be a reason to end the epoch earlier now.
-    fn move_timer(&mut self) {
-        if matches!(self.machine.state(), State::Idle(_)) && self.timer.is_some() {
-            self.timer = self.pace.due().map(|due| due.0);
-        }
-    }
-
     fn on_witness(&self, heard: Heard) -> Option<Event> {
         match heard {
             Heard::Event(event) => {
