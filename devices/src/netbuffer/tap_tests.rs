@@ -69,6 +69,14 @@ fn it_tells_of_what_comes_in_once_for_each_epoch_and_not_of_what_goes_out() {
             while told(short).await {}
             send_one(&guest);
             assert!(told(long).await, "not after the interface was down");
+            // Gone, as when the guest ends: told or not, but not over and over.
+            assert!(ip("link delete vif"));
+            let mut more = 0;
+            while told(short).await {
+                more += 1;
+                assert!(more < 20, "told over and over of an interface that is gone");
+            }
+            tap.empty();
         });
     });
     thread.join().unwrap();
