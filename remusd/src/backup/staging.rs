@@ -8,6 +8,9 @@ use crate::link::{EpochEnd, StatePart};
 use crate::stream::digest::Digester;
 use crate::stream::{PageBatch, Record};
 
+/// What a batch takes beside its entries and contents, in bytes: also one that has none.
+const BATCH: usize = 128;
+
 /// Why an epoch cannot become whole.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StageError {
@@ -168,7 +171,7 @@ impl Staging {
         if open.through || !enforced("R2-pages-wait-for-the-whole") {
             return Ok(vec![batch]);
         }
-        open.staged += batch.size();
+        open.staged += batch.size() + BATCH;
         open.pages.push(batch);
         if open.staged <= limit {
             return Ok(Vec::new());
@@ -179,7 +182,7 @@ impl Staging {
         // Nothing can be activated yet, so nothing is lost by going on like the first copy.
         open.through = true;
         let pages = std::mem::take(&mut open.pages);
-        open.staged -= pages.iter().map(PageBatch::size).sum::<usize>();
+        open.staged -= pages.iter().map(|batch| batch.size() + BATCH).sum::<usize>();
         Ok(pages)
     }
 

@@ -124,13 +124,10 @@ pub const SCENARIOS: &[Scenario] = &[
 /// Scenarios that are written but that no run has shown to pass yet: skipped, and counted as such, unless `XEN_TEST_UNSHOWN` is set.
 /// A name leaves this list with the run that shows it.
 pub const UNSHOWN: &[&str] = &[
-    "disk-kill-service",
     "disk-fail-back",
     "disk-kill-copy",
-    "disk-script",
     "speed-interval-auto",
     // Has one check more since it was seen to pass.
-    "main-netbuffer-kernel",
 ];
 
 /// What a scenario works with.

@@ -53,6 +53,8 @@ fn echo(pair: &Pair, guest: &Guest<'_>, during: impl FnOnce() -> Result<()>) -> 
 fn run(ctx: &mut Ctx<'_>) -> Result<()> {
     let pair = ctx.pair();
     let guest = Guest::create(pair, pair.a(), GuestSpec::new(Kind::Pvh))?;
+    // Something to check at the end; the guest itself is left silent.
+    guest.dirty(0, 64, 8)?;
     protect(pair.a(), "guest", &format!("--interval auto:5-{LONGEST}"))?;
 
     let (timer, output) = grown(pair, "by the timer", 5, |report| report.by_timer)?;

@@ -59,6 +59,13 @@ pub trait Source {
     /// [`XenError`].
     fn stale(&mut self) -> Result<bool, XenError>;
 
+    /// Looks at all of the guest's memory: whether a page has contents that is not mapped, or the other way round. Only the answer
+    /// for a suspended guest means anything.
+    ///
+    /// # Errors
+    /// [`XenError`].
+    fn differs(&mut self) -> Result<bool, XenError>;
+
     /// Looks through so many further windows of the guest's memory; whether a mapped page was found that the guest has given back.
     ///
     /// # Errors

@@ -27,6 +27,8 @@ struct Guest {
     held: u64,
     given_back: bool,
     maps: u32,
+    /// A page that is away while the running guest is mapped for the first time, and back afterwards.
+    away: Option<usize>,
 }
 
 fn memory() -> Memory {
@@ -42,6 +44,7 @@ impl Guest {
             held: PAGES as u64,
             given_back: false,
             maps: 0,
+            away: None,
         }))
     }
 
@@ -90,9 +93,17 @@ impl Source for Fake {
         guest.given_back = false;
         self.held = guest.held;
         for (index, window) in guest.windows.iter().enumerate() {
-            self.windows.set(index, Box::new(Mapped(Arc::clone(window))), [u64::MAX; WINDOW / 64]);
+            let mut mapped = [u64::MAX; WINDOW / 64];
+            if let Some(gfn) = guest.away.filter(|gfn| gfn / WINDOW == index) {
+                mapped[gfn % WINDOW / 64] &= !(1 << (gfn % 64));
+            }
+            self.windows.set(index, Box::new(Mapped(Arc::clone(window))), mapped);
         }
+        guest.away = None;
         Ok(())
+    }
+    fn differs(&mut self) -> Result<bool, XenError> {
+        Ok((0..PAGES / WINDOW).any(|index| self.windows.mapped(index) != [u64::MAX; WINDOW / 64]))
     }
     fn stale(&mut self) -> Result<bool, XenError> {
         Ok(self.guest.lock().unwrap().held != self.held)
@@ -125,7 +136,10 @@ struct Capture {
 
 impl Capture {
     async fn start(hard: usize, ahead_after: Option<Duration>) -> Self {
-        let guest = Guest::new();
+        Self::of(Guest::new(), hard, ahead_after).await
+    }
+
+    async fn of(guest: Arc<Mutex<Guest>>, hard: usize, ahead_after: Option<Duration>) -> Self {
         let theirs = Arc::clone(&guest);
         let budget = CaptureBudget { soft: 64 << 20, hard };
         let config = NativeConfig { domid: DomId(7), budget, ahead_after };
@@ -274,14 +288,33 @@ async fn a_guest_that_ballooned_is_mapped_and_copied_anew() {
     assert_eq!(it.epoch().await, PAGES);
     it.alike();
     it.guest.lock().unwrap().given_back = true;
-    // Found in the search after one epoch, mapped anew in the next.
-    for _ in 0..2 {
+    // Found in the search after an epoch, that of this one or of the next; mapped anew in the epoch after it.
+    let mut pages = 0;
+    for _ in 0..3 {
+        if pages == PAGES {
+            break;
+        }
         it.expect(EngineCall::Checkpoint, 1).await;
         it.expect(EngineCall::Suspend, 1).await;
         it.expect(EngineCall::Postcopy, 1).await;
-        it.epoch().await;
+        pages = it.epoch().await;
     }
-    assert_eq!(it.guest.lock().unwrap().maps, 3);
+    assert_eq!((it.guest.lock().unwrap().maps, pages), (3, PAGES));
+    it.alike();
+}
+
+#[tokio::test]
+async fn a_page_that_was_away_while_the_running_guest_was_mapped_is_copied() {
+    let guest = Guest::new();
+    guest.lock().unwrap().away = Some(1500);
+    let mut it = Capture::of(guest, 1 << 30, None).await;
+    it.write(1500, 9);
+    it.expect(EngineCall::SwitchQemuLogdirty { enable: true }, 0).await;
+    it.expect(EngineCall::Suspend, 1).await;
+    it.expect(EngineCall::Postcopy, 1).await;
+    it.epoch().await;
+    it.alike();
+    assert_eq!(it.guest.lock().unwrap().maps, 2);
 }
 
 #[tokio::test]

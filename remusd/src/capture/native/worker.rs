@@ -11,6 +11,7 @@ use super::batch::{BATCH, Copied};
 use super::{AGAIN, NativeConfig, Source};
 use crate::capture::buffer::{CapturePause, Shared};
 use crate::capture::{CaptureError, EngineCall};
+use crate::ids::DomId;
 use crate::pool::BufferPool;
 use crate::stream::{CaptureItem, PAGE_SIZE};
 use crate::xen::XenError;
@@ -49,6 +50,8 @@ pub(super) struct Worker<S> {
     gfns: Vec<u64>,
     /// A page was given back: everything is to be mapped anew.
     remap: bool,
+    /// What was mapped while the guest ran is yet to be compared with what there is.
+    unchecked: bool,
 }
 
 impl<S: Source> Worker<S> {
@@ -72,11 +75,13 @@ impl<S: Source> Worker<S> {
             judge: Ahead::default(),
             gfns: Vec::new(),
             remap: false,
+            unchecked: true,
         }
     }
 
     /// Until the capture has ended; log-dirty is off afterwards, and nothing is mapped.
     pub(super) fn run(mut self) {
+        let panicked = Panicked { shared: Arc::clone(&self.shared), domid: self.config.domid };
         let outcome = self.capture();
         let error = match outcome {
             Ok(()) | Err(End::Asked) => None,
@@ -93,6 +98,7 @@ impl<S: Source> Worker<S> {
         let _ = self.ask(EngineCall::Complete { retval: -i32::from(failed), errno: 0 });
         let Self { source, calls, .. } = self;
         drop(source);
+        drop(panicked);
         let _ = calls.send(EngineCall::Exited(String::new()));
     }
 
@@ -106,6 +112,12 @@ impl<S: Source> Worker<S> {
             return 0;
         }
         self.replies.recv().unwrap_or(0)
+    }
+
+    /// As [`ask`](Self::ask); but a capture that is to end goes no further, whatever the reply: it may be nobody's.
+    fn ask_on(&mut self, call: EngineCall) -> Outcome<i32> {
+        let reply = self.ask(call);
+        if self.shared.closing() { Err(End::Asked) } else { Ok(reply) }
     }
 
     fn push(&self, item: CaptureItem) -> Outcome<()> {
@@ -126,7 +138,7 @@ impl<S: Source> Worker<S> {
     fn capture(&mut self) -> Outcome<()> {
         let preamble = self.source.preamble().map_err(|e| self.failed("reading the static part", &e))?;
         self.push(CaptureItem::Preamble(preamble))?;
-        if self.ask(EngineCall::SwitchQemuLogdirty { enable: true }) != 0 {
+        if self.ask_on(EngineCall::SwitchQemuLogdirty { enable: true })? != 0 {
             return Err(End::Failed(CaptureError::Native {
                 domid: self.config.domid,
                 doing: "having the device model log its writes",
@@ -137,15 +149,14 @@ impl<S: Source> Worker<S> {
         self.source.map().map_err(|e| self.failed("mapping its memory", &e))?;
         self.first_copy()?;
         loop {
-            if self.ask(EngineCall::Suspend) != 1 {
+            if self.ask_on(EngineCall::Suspend)? != 1 {
                 return Err(End::Asked);
             }
             while self.epoch()? {
-                if self.ask(EngineCall::Suspend) != 1 {
+                if self.ask_on(EngineCall::Suspend)? != 1 {
                     return Err(End::Asked);
                 }
             }
-            self.after();
             if self.between()? != 1 {
                 return Err(End::Asked);
             }
@@ -205,7 +216,7 @@ impl<S: Source> Worker<S> {
         let state = self.source.state().map_err(|e| self.failed("reading vCPU and platform state", &e))?;
         let (log, copy) = (listed - suspended, saved - listed);
         self.shared.paused(CapturePause { log, copy, state: saved.elapsed() });
-        let reply = self.ask(EngineCall::Postcopy);
+        let reply = self.ask_on(EngineCall::Postcopy)?;
         // The guest runs again from here on.
         if reply == AGAIN {
             self.carry_on();
@@ -241,7 +252,11 @@ impl<S: Source> Worker<S> {
     /// Maps everything anew if a page may have come or gone; then every page counts as dirty, as the log of a page that came under
     /// logging is not to be relied on.
     fn remap_if_stale(&mut self) -> Outcome<bool> {
-        let stale = self.source.stale().map_err(|e| self.failed("looking at its memory", &e))?;
+        let mut stale = self.source.stale().map_err(|e| self.failed("looking at its memory", &e))?;
+        if std::mem::take(&mut self.unchecked) && !stale {
+            // A page that went before its place was looked at and came back behind that look leaves the count as it was.
+            stale = self.source.differs().map_err(|e| self.failed("looking at its memory", &e))?;
+        }
         if !stale && !self.remap {
             return Ok(false);
         }
@@ -292,15 +307,18 @@ impl<S: Source> Worker<S> {
         }
     }
 
-    /// Between two epochs: waits for the reply that begins the next one, and copies ahead meanwhile.
+    /// Between two epochs: waits for the reply that begins the next one, and does meanwhile what can be done while the guest runs.
     fn between(&mut self) -> Outcome<i32> {
+        // First: the driver ends the epoch on it, and its output waits for that.
         if self.calls.send(EngineCall::Checkpoint).is_err() {
             return Err(End::Asked);
         }
+        let began = Instant::now();
+        self.after();
         if let Some(after) = self.config.ahead_after
             && self.judge.tries()
         {
-            match self.replies.recv_timeout(after) {
+            match self.replies.recv_timeout(after.saturating_sub(began.elapsed())) {
                 Ok(reply) => return Ok(reply),
                 Err(RecvTimeoutError::Disconnected) => return Err(End::Asked),
                 Err(RecvTimeoutError::Timeout) => self.copy_ahead()?,
@@ -329,6 +347,21 @@ impl<S: Source> Worker<S> {
         Copied::of(self.source.windows(), &gfns, &self.pool, &mut self.ahead);
         self.gfns = gfns;
         Ok(())
+    }
+}
+
+/// Tells who waits for items that none will come any more, should the thread panic.
+struct Panicked {
+    shared: Arc<Shared>,
+    domid: DomId,
+}
+
+impl Drop for Panicked {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let cause = "its thread panicked; see the log".into();
+            self.shared.end(Some(CaptureError::Native { domid: self.domid, doing: "capturing", cause }));
+        }
     }
 }
 

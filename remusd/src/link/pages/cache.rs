@@ -6,7 +6,8 @@
 //! it once and leaves it at that. Every decision depends only on the operations since the last commit and their order.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
+
+use foldhash::fast::RandomState;
 
 use crate::stream::PAGE_SIZE;
 
@@ -35,25 +36,6 @@ enum Change {
     Drop,
 }
 
-/// Hashes page numbers.
-#[derive(Default)]
-struct GfnHasher(u64);
-
-impl Hasher for GfnHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(SPREAD);
-        }
-    }
-    fn write_u64(&mut self, gfn: u64) {
-        let spread = gfn.wrapping_mul(SPREAD);
-        self.0 = spread ^ spread >> 32;
-    }
-}
-
 /// One side's memory of the pages that went over the link. See the module's text.
 pub struct PageCache {
     frames: Vec<u8>,
@@ -63,7 +45,8 @@ pub struct PageCache {
     commits: u64,
     /// What the open epoch changes, in the order of first mention.
     order: Vec<u64>,
-    changes: HashMap<u64, Change, BuildHasherDefault<GfnHasher>>,
+    /// Never listed, so that its order, which is this process's own, decides nothing.
+    changes: HashMap<u64, Change, RandomState>,
 }
 
 impl std::fmt::Debug for PageCache {
@@ -94,7 +77,7 @@ impl PageCache {
             set_bits,
             commits: 0,
             order: Vec::with_capacity(frames),
-            changes: HashMap::with_capacity_and_hasher(frames, BuildHasherDefault::default()),
+            changes: HashMap::with_capacity_and_hasher(frames, RandomState::default()),
         }
     }
 

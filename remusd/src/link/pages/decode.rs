@@ -4,7 +4,7 @@ use bytes::{Buf, Bytes};
 use lz4_flex::block::decompress_into;
 
 use super::cache::PageCache;
-use super::{GFN, ZERO_PAGE, delta, encoding};
+use super::{GFN, PART_PAGES, ZERO_PAGE, delta, encoding};
 use crate::pool::BufferPool;
 use crate::stream::{PAGE_SIZE, PageBatch};
 
@@ -68,8 +68,8 @@ impl PageDecoder {
         if number != self.part {
             return Err(PagesError("a part is missing or out of order"));
         }
-        if count > PART_ENTRIES {
-            return Err(PagesError("a part has too many pages"));
+        if count == 0 || count > PART_ENTRIES {
+            return Err(PagesError("a part has no pages or too many"));
         }
         if body.len() < count * super::ENTRY {
             return Err(PagesError("a part is too short"));
@@ -89,6 +89,10 @@ impl PageDecoder {
             return Err(PagesError("an encoding does not fit its page's type"));
         }
         let pages = codes.iter().filter(|code| **code != encoding::NONE).count();
+        // What few bytes can grow to is bounded: the receiver counts frames.
+        if pages > PART_PAGES {
+            return Err(PagesError("a part has too many contents"));
+        }
         if codes.iter().all(|code| matches!(*code, encoding::NONE | encoding::RAW)) {
             // As they came: no copy.
             let whole = body.len() == pages * PAGE_SIZE;

@@ -161,8 +161,13 @@ impl PageEncoder {
             let encodings = &body[HEAD + piece.entries.len() * 8..];
             remember(&mut self.cache, piece, encodings);
         }
-        parts.into_iter().map(|(body, _)| body.freeze()).collect()
+        parts.into_iter().map(|(body, _)| frozen(body)).collect()
     }
+}
+
+/// What waits to be sent is counted by its length: a part that shrank must not hold on to the buffer of a raw one.
+fn frozen(body: Pooled) -> Bytes {
+    if body.len() * 4 < body.capacity() { Bytes::copy_from_slice(&body) } else { body.freeze() }
 }
 
 /// A stretch of a batch.

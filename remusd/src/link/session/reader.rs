@@ -69,8 +69,13 @@ impl Reader {
                             Ok(frame) => frame,
                             Err(error) => return CloseReason::Protocol(error),
                         };
+                        let ends = matches!(frame, Frame::EpochEnd(_));
                         if let Some(end) = self.deliver(frame).await {
                             return end;
+                        }
+                        // Only the next epoch needs it, and the acknowledgement of this one should not wait for it.
+                        if let Some(pages) = self.pages.as_mut().filter(|_| ends) {
+                            pages.commit();
                         }
                     }
                     Ok(None) => break,
@@ -134,7 +139,6 @@ fn decoded(pages: &mut Option<PageDecoder>, frame: Frame) -> Result<Frame, Frame
     let Some(decoder) = pages else { return Ok(frame) };
     match frame {
         Frame::EpochBegin { .. } => decoder.begin(),
-        Frame::EpochEnd(_) => decoder.commit(),
         Frame::CodedPages { epoch, body } => {
             let malformed = |error: PagesError| FrameError::Malformed { kind: "CODED_PAGES", what: error.0 };
             return Ok(Frame::Pages { epoch, batch: decoder.decode(body).map_err(malformed)? });

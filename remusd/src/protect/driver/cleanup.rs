@@ -103,8 +103,11 @@ impl Driver {
     async fn end_engine(&mut self) -> Option<String> {
         let engine = self.engine.take()?;
         let unwound = tokio::time::timeout(UNWIND, self.unwind(engine)).await;
-        if unwound.is_err() {
-            tracing::warn!(domain = self.parts.domain.name, "the capture engine did not unwind in time and was killed");
+        if unwound != Ok(true) {
+            tracing::warn!(
+                domain = self.parts.domain.name,
+                "the capture engine did not unwind, or not in time, and was killed"
+            );
             let _ = self.switch_model_log_dirty(false).await;
         }
         match self.parts.hypervisor.domain(self.parts.domid).await {
@@ -115,14 +118,21 @@ impl Driver {
         }
     }
 
-    /// Answers the engine's calls until it has put everything back. Dropping it (on a timeout) kills it.
-    async fn unwind(&mut self, mut engine: Box<dyn Engine>) {
+    /// Answers the engine's calls until it has put everything back; whether it has. Dropping it (on a timeout) kills it.
+    async fn unwind(&mut self, mut engine: Box<dyn Engine>) -> bool {
         engine.stop_gently();
         if self.engine_owed {
             // It may have been a failure and no call that was owed: what it still says is listened to all the same.
             let _ = engine.reply(0).await;
         }
-        while let Ok(call) = engine.next_call().await {
+        // A failure that was not told yet comes once, before the calls by which the engine cleans up after it.
+        let mut told = false;
+        loop {
+            let call = match engine.next_call().await {
+                Ok(call) => call,
+                Err(_) if !std::mem::replace(&mut told, true) => continue,
+                Err(_) => return false,
+            };
             let value = match call {
                 EngineCall::SwitchQemuLogdirty { enable } => self.switch_model_log_dirty(enable).await,
                 EngineCall::Suspend | EngineCall::Postcopy | EngineCall::Checkpoint => 0,
@@ -130,11 +140,11 @@ impl Driver {
                     let _ = engine.reply(0).await;
                     continue;
                 }
-                EngineCall::Exited(_) => return,
+                EngineCall::Exited(_) => return true,
                 EngineCall::Progress { .. } | EngineCall::Log { .. } => continue,
             };
             if engine.reply(value).await.is_err() {
-                return;
+                return false;
             }
         }
     }

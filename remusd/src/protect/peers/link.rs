@@ -81,10 +81,12 @@ impl Outlet for LinkOutlet {
     }
 
     async fn end(&mut self, end: EpochEnd) -> Result<(), PeerLost> {
+        self.sender.epoch_end(end).await?;
+        // Only the next epoch needs it: output waits for the other side's acknowledgement meanwhile.
         if let Some(encoder) = &mut self.encoder {
             encoder.commit();
         }
-        Ok(self.sender.epoch_end(end).await?)
+        Ok(())
     }
 
     async fn audit(&mut self, sample: Sample) -> Result<(), PeerLost> {

@@ -1,7 +1,8 @@
 //! One guest as the native capture engine reads it.
 #![allow(unsafe_code)]
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -31,8 +32,31 @@ pub struct GuestSource {
     held: u64,
     /// Where the slow search for pages given back goes on.
     search: usize,
-    // Last: the others' calls need it.
+    // Later than the others: their calls need it.
     control: Control,
+    _claim: Claim,
+}
+
+/// Domains that are being captured. Two captures would switch log-dirty under each other, and lose pages without a word.
+static CLAIMED: Mutex<BTreeSet<DomId>> = Mutex::new(BTreeSet::new());
+
+/// The right to capture a domain, for as long as it lives.
+struct Claim(DomId);
+
+impl Claim {
+    fn of(domid: DomId) -> Result<Self, XenError> {
+        if CLAIMED.lock().unwrap_or_else(PoisonError::into_inner).insert(domid) {
+            return Ok(Self(domid));
+        }
+        let cause = "an earlier capture of it has not ended yet; try again in a moment".into();
+        Err(XenError::Memory { domid, cause })
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        CLAIMED.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
+    }
 }
 
 impl GuestSource {
@@ -41,6 +65,7 @@ impl GuestSource {
     /// # Errors
     /// [`XenError`] of opening, or that the domain is not there.
     pub fn open(domid: DomId) -> Result<Self, XenError> {
+        let claim = Claim::of(domid)?;
         let control = Control::open()?;
         let calls = Calls::open()?;
         let mapper = Mapper::open()?;
@@ -48,8 +73,18 @@ impl GuestSource {
         let gfns = unsafe { calls.gfns(control.interface(), domid)? };
         // SAFETY: as above.
         let log = unsafe { LogBuffer::new(&calls, control.interface(), gfns)? };
-        let mut source =
-            Self { domid, calls, mapper, windows: Windows::new(), log: Some(log), gfns, held: 0, search: 0, control };
+        let mut source = Self {
+            domid,
+            calls,
+            mapper,
+            windows: Windows::new(),
+            log: Some(log),
+            gfns,
+            held: 0,
+            search: 0,
+            control,
+            _claim: claim,
+        };
         source.held = source.count()?;
         Ok(source)
     }
@@ -153,6 +188,15 @@ impl Source for GuestSource {
 
     fn stale(&mut self) -> Result<bool, XenError> {
         Ok(self.count()? != self.held)
+    }
+
+    fn differs(&mut self) -> Result<bool, XenError> {
+        for index in 0..self.windows_in_all() {
+            if self.contents(index)? != self.windows.mapped(index) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn given_back(&mut self, windows: usize) -> Result<bool, XenError> {

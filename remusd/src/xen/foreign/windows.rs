@@ -68,6 +68,12 @@ impl Windows {
         self.pages
     }
 
+    /// A bit for each mapped page of a window.
+    #[must_use]
+    pub fn mapped(&self, index: usize) -> [u64; WINDOW / 64] {
+        self.windows.get(index).and_then(Option::as_ref).map_or([0; WINDOW / 64], |window| window.mapped)
+    }
+
     /// The first window with something mapped at or after `index`, else the first of all.
     #[must_use]
     pub fn next(&self, index: usize) -> Option<usize> {
