@@ -83,36 +83,31 @@ impl fmt::Display for Row {
     }
 }
 
-/// Gaps that follow each other within this much of the guest's own time belong to one checkpoint.
-fn same_epoch(interval: Duration) -> f64 {
-    (interval.as_secs_f64() * 1000.0 / 2.0).clamp(10.0, 100.0)
-}
+/// A gap this close to the one in which the guest stood suspended belongs to the same checkpoint, in milliseconds of the guest's time.
+const NEXT_MS: f64 = 10.0;
 
-/// One figure for each checkpoint: gaps close together are one, and those that never saw the guest suspended are the scheduler's.
-fn epochs(stalls: &[Stall], watched_ms: f64, interval: Duration) -> Epochs {
-    let near = same_epoch(interval);
-    let mut groups: Vec<(f64, f64)> = Vec::new();
-    let mut last: Option<f64> = None;
-    for stall in stalls {
-        let end = stall.t_ns as f64 / 1e6;
-        // The guest's clock stands still while it is suspended.
-        let start = end - (stall.ms - stall.suspended_ms);
-        match groups.last_mut() {
-            Some((total, suspended)) if last.is_some_and(|last| start - last < near) => {
-                *total += stall.ms;
-                *suspended += stall.suspended_ms;
-            }
-            _ => groups.push((stall.ms, stall.suspended_ms)),
-        }
-        last = Some(end);
+/// One figure for each checkpoint: the gap in which the guest stood suspended and what is right beside it. All others are the
+/// scheduler's: a busy guest has them all the time, so that whatever touches one of them must not count.
+fn epochs(stalls: &[Stall], watched_ms: f64) -> Epochs {
+    let end = |stall: &Stall| stall.t_ns as f64 / 1e6;
+    // The guest's clock stands still while it is suspended.
+    let start = |stall: &Stall| end(stall) - (stall.ms - stall.suspended_ms);
+    let own = |stall: &Stall| stall.suspended_ms <= 1.0;
+    let mut checkpoints: Vec<(f64, f64)> = Vec::new();
+    for (index, stall) in stalls.iter().enumerate().filter(|(_, stall)| !own(stall)) {
+        let before = index.checked_sub(1).and_then(|index| stalls.get(index));
+        let before = before.filter(|before| own(before) && start(stall) - end(before) < NEXT_MS);
+        let after = stalls.get(index + 1).filter(|after| own(after) && start(after) - end(stall) < NEXT_MS);
+        let beside: f64 = [before, after].into_iter().flatten().map(|stall| stall.ms).sum();
+        checkpoints.push((stall.ms + beside, stall.suspended_ms));
     }
-    groups.retain(|(_, suspended)| *suspended > 1.0);
-    let spread =
-        |pick: fn(&(f64, f64)) -> f64| Spread::of(groups.iter().map(|g| Duration::from_secs_f64(pick(g) / 1000.0)));
+    let spread = |pick: fn(&(f64, f64)) -> f64| {
+        Spread::of(checkpoints.iter().map(|g| Duration::from_secs_f64(pick(g) / 1000.0)))
+    };
     let (total, suspended) = (spread(|g| g.0), spread(|g| g.1));
     Epochs {
-        count: groups.len(),
-        per_second: if watched_ms > 0.0 { groups.len() as f64 * 1000.0 / watched_ms } else { 0.0 },
+        count: checkpoints.len(),
+        per_second: if watched_ms > 0.0 { checkpoints.len() as f64 * 1000.0 / watched_ms } else { 0.0 },
         stall_p50_ms: total.p50_ms,
         stall_p99_ms: total.p99_ms,
         stall_max_ms: total.max_ms,
@@ -168,7 +163,7 @@ fn watched(pair: &Pair, guest: &Guest<'_>, subject: Subject, way: Way, load: Loa
         Some(from) => Some(sent(pair.a())? - from),
         None => None,
     };
-    let epochs = epochs(&report.stalls, report.watched_ms, Duration::from_millis(subject.shortest_interval_ms(load)));
+    let epochs = epochs(&report.stalls, report.watched_ms);
     let each = |total: f64| if epochs.count == 0 { 0.0 } else { total / epochs.count as f64 };
     let status = if subject.is_ours() { status_row(pair.a(), "guest", Role::Primary)? } else { None };
     let (last_epoch, interval) = status.map_or((None, None), |row| (row.last_epoch, row.interval));
@@ -222,8 +217,12 @@ mod tests {
             // A slice of the scheduler.
             stall(250.0, 9.0, 0.0),
             stall(380.0, 70.0, 50.0),
+            // A busy guest's: one slice after the other, none right beside the checkpoint.
+            stall(400.0, 9.0, 0.0),
+            stall(412.0, 9.0, 0.0),
+            stall(424.0, 9.0, 0.0),
         ];
-        let epochs = epochs(&stalls, 2000.0, Duration::from_millis(200));
+        let epochs = epochs(&stalls, 2000.0);
         assert_eq!((epochs.count, epochs.per_second), (2, 1.0));
         assert!((epochs.stall_p50_ms - 70.0).abs() < 1e-6 && (epochs.stall_max_ms - 99.0).abs() < 1e-6, "{epochs:?}");
         assert!((epochs.suspended_p50_ms - 50.0).abs() < 1e-6);

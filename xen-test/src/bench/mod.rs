@@ -54,7 +54,7 @@ impl Load {
             bytes_per_page: self.bytes_per_page,
             order: self.order,
             // Random writes hit some pages twice: twice the room makes that rare.
-            mem_mb: usize::try_from(self.pages_per_epoch * 2 / 256).unwrap_or(0).clamp(8, 120),
+            mem_mb: usize::try_from(self.pages_per_epoch * 2 / 256).unwrap_or(0).clamp(8, 90),
         }
     }
 }
