@@ -8,7 +8,7 @@ use zlink::idl::{CustomType, Interface, Parameter};
 use zlink::varlink_service::Proxy;
 
 use super::server::{Answer, Server, Service, listen};
-use super::types::{Caller, DESCRIPTION, INTERFACE, Reply, Request, Role, StatusRow, TargetSpec};
+use super::types::{Caller, DESCRIPTION, INTERFACE, Reply, Request, Role, StatusRow, TargetSpec, Trace};
 use super::wire::{Asked, Call};
 use super::{ApiError, ErrorCode, MayRun};
 use crate::ids::{DomId, Epoch, Generation, ProtectionId};
@@ -17,6 +17,7 @@ use crate::ops::{DomainRef, Event, EventKind, OperationId, OperationKind};
 use crate::protect::options::{AutoInterval, ProtectOptions};
 use crate::protect::pace::IntervalReport;
 use crate::protect::report::EpochReport;
+use crate::protect::trace::TracedEpoch;
 
 fn interface() -> Interface<'static> {
     DESCRIPTION.try_into().unwrap()
@@ -33,6 +34,7 @@ fn requests() -> Vec<Request> {
     vec![
         Request::Status { domain: domain() },
         Request::WatchStatus { domain: domain() },
+        Request::Trace { domain: "g".into(), epochs: Some(3) },
         Request::GetEvents { domain: domain(), kinds: kinds.clone(), after },
         Request::FollowEvents { domain: domain(), kinds, after },
         Request::Jobs {},
@@ -166,6 +168,7 @@ fn every_type_has_the_members_that_are_written() {
             }),
         ),
         ("Epoch", json!(EpochReport::default())),
+        ("TracedEpoch", json!(TracedEpoch::default())),
         ("Interval", json!(IntervalReport::default())),
         ("AutoInterval", json!(AutoInterval::default())),
         ("Row", json!(row())),
@@ -193,6 +196,18 @@ fn every_type_has_the_members_that_are_written() {
     for value in values(&interface, "ErrorCode") {
         let _: ErrorCode = serde_json::from_value(value).unwrap();
     }
+}
+
+/// The answer of a method that has one type in the code.
+#[test]
+fn a_trace_is_answered_as_it_is_described() {
+    let interface = interface();
+    let method = interface.methods().find(|m| m.name() == "Trace").unwrap();
+    let trace = json!(Trace { domain: domain(), peer: "b".into(), epochs: vec![TracedEpoch::default()] });
+    let written: BTreeSet<_> = trace.as_object().unwrap().keys().cloned().collect();
+    assert_eq!(written, names(method.outputs()));
+    let asked = Request::Trace { domain: "g".into(), epochs: None };
+    assert!(!asked.acts(), "whoever may read the status may read this");
 }
 
 fn values(interface: &Interface<'_>, name: &str) -> Vec<Value> {

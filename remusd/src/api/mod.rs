@@ -6,7 +6,7 @@ pub mod server;
 pub mod types;
 pub mod wire;
 
-pub use types::{ApiError, Caller, ErrorCode, MayRun, Reply, Request, Role, StatusRow, TargetSpec};
+pub use types::{ApiError, Caller, ErrorCode, MayRun, Reply, Request, Role, StatusRow, TargetSpec, Trace};
 
 #[cfg(test)]
 mod conformance;

@@ -7,10 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{DomId, Epoch, Generation, ProtectionId};
 use crate::ops::operation::{Initiator, Progress};
-use crate::ops::{Event, EventKind, OperationId};
+use crate::ops::{DomainRef, Event, EventKind, OperationId};
 use crate::protect::options::{ProtectOptions, Target};
 use crate::protect::pace::IntervalReport;
 use crate::protect::report::EpochReport;
+use crate::protect::trace::TracedEpoch;
 
 pub use crate::ops::{ErrorCode, Failure as ApiError};
 
@@ -63,6 +64,14 @@ pub enum Request {
         /// Only this domain.
         #[serde(default)]
         domain: Option<String>,
+    },
+    /// The newest epochs of a protection from this host, in detail.
+    Trace {
+        /// Domain name, id or UUID.
+        domain: String,
+        /// How many, 10 by default; no more come than are kept.
+        #[serde(default)]
+        epochs: Option<u32>,
     },
     /// The past events that are still kept.
     GetEvents {
@@ -204,6 +213,7 @@ impl Request {
             self,
             Self::Status { .. }
                 | Self::WatchStatus { .. }
+                | Self::Trace { .. }
                 | Self::GetEvents { .. }
                 | Self::FollowEvents { .. }
                 | Self::Jobs {}
@@ -347,6 +357,17 @@ pub struct StatusRow {
     pub interval: Option<IntervalReport>,
     /// A sentence: what an operator should know or do.
     pub detail: String,
+}
+
+/// The newest epochs of one protection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trace {
+    /// Of which domain.
+    pub domain: DomainRef,
+    /// The backup.
+    pub peer: String,
+    /// Oldest first.
+    pub epochs: Vec<TracedEpoch>,
 }
 
 /// One message of an answer.

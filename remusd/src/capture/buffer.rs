@@ -244,3 +244,16 @@ impl Drop for ItemReceiver {
         self.shared.discard();
     }
 }
+
+/// What a test has captured, and its receiver.
+#[cfg(test)]
+pub(crate) fn played() -> (impl Fn(CaptureItem), ItemReceiver) {
+    let shared = Shared::new(DomId(1), CaptureBudget::default());
+    let receiver = ItemReceiver::new(shared.clone());
+    (
+        move |item| {
+            shared.push(item);
+        },
+        receiver,
+    )
+}

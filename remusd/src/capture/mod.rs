@@ -13,6 +13,8 @@ pub mod save_helper;
 
 use std::path::PathBuf;
 
+#[cfg(test)]
+pub(crate) use buffer::played;
 pub use buffer::{CapturePause, CaptureStats, ItemReceiver};
 pub use engine::{Engine, EngineCall};
 pub use native::{NativeConfig, NativeEngine};

@@ -8,6 +8,7 @@ use super::disk::{Disk, DiskCommand};
 use super::enable::{Disable, Enable};
 use super::pair::{Keys, Pair};
 use super::protect::Protect;
+use super::trace::TraceArgs;
 use crate::api::Request;
 use crate::api::types::default_socket;
 use crate::ops::{EventKind, OperationId};
@@ -55,6 +56,8 @@ pub enum Command {
         /// Only this domain.
         domain: Option<String>,
     },
+    /// Write the newest epochs of a protection from this host as a trace: JSON for chrome://tracing or Perfetto.
+    Trace(TraceArgs),
     /// Show what happened.
     Events {
         /// Go on showing.
@@ -240,6 +243,7 @@ impl Args {
                 return Err("not a request of the control API".into());
             }
             Command::Status { domain } => Request::Status { domain: domain.clone() },
+            Command::Trace(trace) => Request::Trace { domain: trace.domain.clone(), epochs: Some(trace.epochs) },
             Command::Events { follow, domain, kinds, after } => {
                 let (domain, after) = (domain.clone(), *after);
                 let kinds = (!kinds.is_empty()).then(|| kinds.clone());

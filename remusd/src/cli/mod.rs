@@ -1,5 +1,5 @@
 //! The `remus` command line: `args` says what can be typed, `run` talks to the daemon, `render` shows the answer, `top` goes on showing it.
-//! `pair` pairs hosts, `doctor` looks at them, `disk` is for mirrored disks, `enable` for policies, `manual` makes man pages, `daemon` is `remusd`'s own command line.
+//! `pair` pairs hosts, `doctor` looks at them, `disk` is for mirrored disks, `enable` for policies, `trace` draws epochs, `manual` makes man pages, `daemon` is `remusd`'s own command line.
 
 pub mod args;
 pub mod daemon;
@@ -12,6 +12,7 @@ pub mod protect;
 pub mod render;
 pub mod run;
 mod top;
+pub mod trace;
 
 pub use args::Args;
 pub use run::run;

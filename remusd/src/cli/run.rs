@@ -254,12 +254,12 @@ fn show_event(args: &Args, event: &Event) {
 /// A member of a result as what it is.
 fn member<T: serde::de::DeserializeOwned>(value: &mut serde_json::Value, name: &str) -> Result<T, ApiError> {
     let member = value.get_mut(name).map(serde_json::Value::take).unwrap_or_default();
-    serde_json::from_value(member).map_err(|e| {
-        ApiError::new(
-            ErrorCode::Failed,
-            format!("The answer's {name} cannot be read: {e}. Is remusd of another version?"),
-        )
-    })
+    serde_json::from_value(member).map_err(|error| unreadable(name, &error))
+}
+
+fn unreadable(what: &str, error: &serde_json::Error) -> ApiError {
+    let text = format!("The answer's {what} cannot be read: {error}. Is remusd of another version?");
+    ApiError::new(ErrorCode::Failed, text)
 }
 
 fn show_result(args: &Args, mut value: serde_json::Value) -> Result<(), ApiError> {
@@ -271,6 +271,12 @@ fn show_result(args: &Args, mut value: serde_json::Value) -> Result<(), ApiError
                 println!("{}", serde_json::to_string(&rows).unwrap_or_default());
             } else {
                 println!("{}", render::status(&rows, paint));
+            }
+        }
+        Command::Trace(typed) => {
+            let trace = serde_json::from_value(value).map_err(|error| unreadable("trace", &error))?;
+            if let Some(text) = super::trace::show(typed, &trace)? {
+                show_message(args, &serde_json::json!({ "message": text }));
             }
         }
         Command::Jobs => {

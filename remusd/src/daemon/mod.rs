@@ -30,6 +30,7 @@ pub mod setup;
 mod status;
 #[cfg(test)]
 mod tests;
+mod trace;
 pub mod witness;
 
 use std::collections::{HashMap, HashSet};

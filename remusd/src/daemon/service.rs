@@ -28,6 +28,7 @@ impl Service for Daemon {
                 self.watch_status(domain.as_deref(), &answer).await?;
                 Ok(serde_json::json!({ "rows": [] }))
             }
+            Request::Trace { domain, epochs } => Ok(serde_json::json!(self.trace(&domain, epochs).await?)),
             Request::GetEvents { domain, kinds, after } => {
                 let events = self.log.kept(&filter(domain, kinds, after));
                 let events: Vec<_> = events.iter().map(|event| &**event).collect();

@@ -4,6 +4,7 @@ mod again;
 mod deciding;
 mod disk_jobs;
 mod policies;
+mod tracing_epochs;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};

@@ -59,6 +59,8 @@ pub struct EpochCost {
     pub bytes: u64,
     /// Time spent on digests.
     pub encode: Duration,
+    /// When its first item was taken from the capture.
+    pub began: Option<Instant>,
     /// From the order to finish until all was handed over.
     pub finish: Duration,
 }
@@ -138,6 +140,7 @@ impl Pump {
                 }
                 Ok(Some(CaptureItem::Pages(batch))) => {
                     let start = Instant::now();
+                    cost.began.get_or_insert(start);
                     digester.pages(&batch);
                     bytes += batch.data.len() as u64;
                     cost.encode += start.elapsed();
@@ -156,6 +159,7 @@ impl Pump {
                     });
                 }
                 Ok(Some(CaptureItem::State(record))) => {
+                    cost.began.get_or_insert_with(Instant::now);
                     digester.record(&record);
                     records += 1;
                     bytes += record.body.len() as u64;
@@ -184,3 +188,7 @@ impl Pump {
         Ok(Some(cost))
     }
 }
+
+#[cfg(test)]
+#[path = "pump_tests.rs"]
+mod tests;

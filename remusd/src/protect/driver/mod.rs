@@ -7,6 +7,7 @@ mod actions;
 mod audit;
 mod cleanup;
 mod engine;
+mod finished;
 mod news;
 mod timer;
 mod wait;
@@ -35,6 +36,7 @@ use super::pace::{IntervalReport, Pace};
 use super::peer::{PeerControl, PeerEvent};
 use super::pump::{EpochCost, PumpEvent, PumpOrder, Sent};
 use super::report::EpochReport;
+use super::trace::Ring;
 use crate::audit::Sample;
 
 use crate::capture::{Engine, ItemReceiver};
@@ -149,6 +151,8 @@ pub struct Handle {
     pub snapshot: watch::Receiver<Snapshot>,
     /// Pages and bytes sent.
     pub sent: watch::Receiver<Sent>,
+    /// The newest epochs in detail.
+    pub trace: Arc<Ring>,
     orders: mpsc::UnboundedSender<Order>,
     /// Ends with the protection.
     pub outcome: watch::Receiver<Option<Outcome>>,
@@ -231,6 +235,7 @@ struct Driver {
     drops_seen: u64,
     audit: audit::Audit,
     gray: Watch,
+    trace: Arc<Ring>,
 }
 
 struct PumpParts {
@@ -256,6 +261,7 @@ pub fn start(mut parts: Parts, suspender: Suspender) -> Handle {
         EventKind::Protecting,
         format!("first copy to {}; the guest is not protected yet", parts.target.label()),
     );
+    let trace = Arc::<Ring>::default();
     let driver = Driver {
         machine,
         queue: VecDeque::from([Event::Started]),
@@ -288,10 +294,11 @@ pub fn start(mut parts: Parts, suspender: Suspender) -> Handle {
         drops_seen: 0,
         audit: audit::Audit::new(parts.record.nonce),
         gray: Watch::primary(std::time::Duration::from_millis(parts.options.detection_ms)),
+        trace: trace.clone(),
         parts,
     };
     tokio::spawn(driver.run());
-    Handle { snapshot, sent, orders: orders_send, outcome, reborn, suspended_once }
+    Handle { snapshot, sent, trace, orders: orders_send, outcome, reborn, suspended_once }
 }
 
 impl Driver {
@@ -383,6 +390,7 @@ pub(crate) mod double {
         let handle = Handle {
             snapshot: snapshot_read,
             sent: sent_read,
+            trace: Arc::default(),
             orders: orders_send,
             outcome: outcome_read,
             reborn,
