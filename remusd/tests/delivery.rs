@@ -183,6 +183,7 @@ const CONTENTS: &[(&str, &str)] = &[
     ("usr/sbin/remus-disk", ""),
     ("usr/sbin/xl-remus", "xl remus"),
     ("usr/lib/remus/block-drbd-probe", ""),
+    ("usr/lib/remus/event-webhook", "REMUS_WEBHOOK_URL"),
     ("usr/share/remusd/witness/fence-agent", ""),
     ("usr/share/remusd/monitoring/remus.rules.yml", "RemusUnprotected"),
     ("usr/share/remusd/monitoring/remus.dashboard.json", ""),

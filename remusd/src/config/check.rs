@@ -30,6 +30,7 @@ pub fn check(path: &Path, policies: &Path) -> Report {
                     report.wrong.push(format!("{key}: {text}"));
                 }
             }
+            report.wrong.extend(config.events.look().err());
             report
                 .stands
                 .extend(super::change::settings(&config).iter().map(|(key, value)| format!("  {key} = {value}")));
@@ -50,6 +51,8 @@ pub fn check(path: &Path, policies: &Path) -> Report {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -63,7 +66,18 @@ mod tests {
         std::fs::create_dir(&policies).unwrap();
         std::fs::write(policies.join("web.toml"), "[target]\nhost = \"hostb\"\n").unwrap();
         std::fs::write(policies.join("db.toml"), "[target]\nhots = \"hostb\"\n").unwrap();
-        std::fs::write(&path, "[control]\nadmins = \"no-such-group\"\n").unwrap();
+        let hook = dir.path().join("hook");
+        let config = format!("[control]\nadmins = \"no-such-group\"\n[events]\nhook = \"{}\"\n", hook.display());
+        std::fs::write(&path, config).unwrap();
+        let wrong = || check(&path, &policies).wrong[1].clone();
+        assert!(wrong().starts_with("events.hook: ") && wrong().contains("No such file"), "{}", wrong());
+        std::fs::create_dir(&hook).unwrap();
+        assert!(wrong().ends_with("is not a file"), "{}", wrong());
+        std::fs::remove_dir(&hook).unwrap();
+        std::fs::write(&hook, "#!/bin/sh\n").unwrap();
+        std::fs::set_permissions(&hook, std::fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(wrong().contains("chmod +x"), "{}", wrong());
+        std::fs::set_permissions(&hook, std::fs::Permissions::from_mode(0o755)).unwrap();
         let report = check(&path, &policies);
         assert!(report.stands.iter().any(|line| line.ends_with("web is to be protected towards hostb")), "{report:?}");
         assert_eq!(report.wrong.len(), 2, "{report:?}");

@@ -4,6 +4,7 @@
 
 mod change;
 mod check;
+mod events;
 pub(crate) mod files;
 mod problem;
 
@@ -16,6 +17,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 pub use change::{Change, changes};
 pub use check::{Report, check};
+pub use events::Events;
 pub use files::{Loaded, drop_ins};
 pub use problem::{ConfigError, Problem, parse};
 
@@ -36,6 +38,8 @@ pub struct Config {
     pub log: Log,
     /// Figures for a monitoring system.
     pub metrics: Metrics,
+    /// Who is told what happens.
+    pub events: Events,
 }
 
 /// `[listen]`

@@ -26,6 +26,9 @@ fn defaults_and_settings() {
     }
     let config = Config::parse("[backup]\nlan_check = \"ping -c1 10.0.0.1\"\n").unwrap();
     assert_eq!(config.backup.lan_check.as_deref(), Some("ping -c1 10.0.0.1"));
+    let config = Config::parse("[events]\nhook = \"/x\"\nhook_kinds = [\"unprotected\", \"holding\"]\n").unwrap();
+    let kinds = Some(vec![crate::ops::EventKind::Unprotected, crate::ops::EventKind::Holding]);
+    assert_eq!(config.events, Events { hook: Some("/x".into()), hook_kinds: kinds, hook_timeout_ms: 10_000 });
     assert_eq!(Config::parse("[listen]\nport = 7000\n").unwrap().listen.address, Listen::default().address);
 }
 
@@ -40,6 +43,10 @@ fn what_is_wrong_is_said_with_its_place_and_what_was_meant() {
         ("[log]\nfilter = \"a=b=c\"\n", (2, 10), "no log filter"),
         ("[metrics]\nlisten = \"localhost\"\n", (2, 10), "give ADDRESS:PORT"),
         ("[metrics]\nlisten = \"80\"\n", (2, 10), "from 1024 on"),
+        ("[events]\nhook = \"notify\"\n", (2, 8), "give the whole path"),
+        ("[events]\nhok = \"/x\"\n", (2, 1), "did you mean `hook`?"),
+        ("[events]\nhook_kinds = [\"unprotectd\"]\n", (2, 15), "did you mean `unprotected`?"),
+        ("[events]\nhook_timeout_ms = 5\n", (2, 19), "100 to 600000"),
         ("listen = 3", (1, 10), "expected"),
         ("[listen\n", (1, 8), ""),
         ("[listen]\nport = 7000\nport = 7001\n", (3, 1), "duplicate key"),
@@ -87,7 +94,7 @@ fn the_default_file_shows_every_setting_with_its_default() {
         assert_eq!(shown.get(key), Some(value), "{key}: the example shows the default");
     }
     // What has no default is shown too: the struct's source names the fields, and a field without an entry is found here.
-    let source = include_str!("mod.rs");
+    let source = concat!(include_str!("mod.rs"), include_str!("events.rs"));
     let fields =
         source.lines().filter_map(|line| line.strip_prefix("    pub ")?.split_once(": ")).map(|(name, _)| name);
     let fields = fields.filter(|name| !name.contains(' '));
@@ -97,7 +104,7 @@ fn the_default_file_shows_every_setting_with_its_default() {
         assert!(named, "{field} is missing in scripts/remusd.toml");
         count += 1;
     }
-    assert!(count >= 10, "the fields are found in the source: {count}");
+    assert!(count >= 13, "the fields are found in the source: {count}");
     assert_eq!(Config::parse(&toml::to_string(&all_of_the_example()).unwrap()).unwrap(), all_of_the_example());
 }
 

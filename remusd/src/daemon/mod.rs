@@ -1,5 +1,5 @@
 //! The daemon of one host, both roles: what it holds (`mod`), what it answers (`service`), how a protection is set up (`setup`),
-//! what is put right after a crash (`recover`), what it does by itself (`policies`, `reprotect`), and the guests it is the monitor of
+//! what is put right after a crash (`recover`), what it does by itself (`policies`, `reprotect`), whom it tells what happened (`hook`), and the guests it is the monitor of
 //! (`monitor`).
 
 mod decide;
@@ -8,6 +8,7 @@ pub mod disks;
 mod ends;
 pub mod figures;
 mod follow;
+pub mod hook;
 pub mod jobs;
 #[cfg(feature = "xen")]
 mod listen;

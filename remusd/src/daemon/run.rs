@@ -7,6 +7,7 @@ use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::figures::Endpoint;
+use super::hook::Hook;
 use super::logging::LogFilter;
 use super::notify::Notify;
 use super::reload::{Apply, Live};
@@ -108,6 +109,11 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         guard: Box::new(SuspendGuard::start_real),
         helper: settings.save_helper.clone(),
     };
+    if let Err(text) = settings.config.events.look() {
+        // Guests do not wait for who wants to hear of them. It may come to be there.
+        tracing::error!("{text}");
+    }
+    let hook = Arc::new(Hook::start(&log, settings.config.events.clone()));
     let daemon = Arc::new(Daemon::new(host, state, log, backups.clone(), witnesses));
     daemon.follow_activations();
     daemon.count_events();
@@ -134,7 +140,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         // Guests do not wait for a monitoring system.
         tracing::error!("{text}");
     }
-    daemon.set_live(live(&settings, &server, &daemon, endpoint));
+    daemon.set_live(live(&settings, &server, &daemon, endpoint, hook.clone()));
     tokio::spawn(server.clone().serve(control, daemon.clone()));
     let notify = Notify::of_environment();
     notify.ready();
@@ -158,7 +164,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     }
     notify.stopping();
     daemon.shut_down().await;
-    server.flush(LAST_WORDS).await;
+    tokio::join!(server.flush(LAST_WORDS), hook.finish(LAST_WORDS));
     let _ = std::fs::remove_file(&settings.socket);
     let _ = std::fs::remove_file(&settings.link_socket);
     let _ = std::fs::remove_file(&pair_socket);
@@ -171,7 +177,13 @@ fn access_of(config: &Config) -> Result<Access, String> {
 }
 
 /// What a changed configuration is taken over by.
-fn live(settings: &Settings, server: &server::Server, daemon: &Arc<Daemon>, endpoint: Arc<Endpoint>) -> Live {
+fn live(
+    settings: &Settings,
+    server: &server::Server,
+    daemon: &Arc<Daemon>,
+    endpoint: Arc<Endpoint>,
+    hook: Arc<Hook>,
+) -> Live {
     // The daemon has this, so this does not have the daemon.
     let daemon = Arc::downgrade(daemon);
     let (socket, server, log) = (settings.socket.clone(), server.clone(), settings.log.clone());
@@ -188,6 +200,13 @@ fn live(settings: &Settings, server: &server::Server, daemon: &Arc<Daemon>, endp
             Box::new(move |config| match daemon.upgrade() {
                 Some(daemon) => endpoint.set(&daemon, config.metrics.listen),
                 None => Ok(()),
+            }),
+        ),
+        (
+            "events.",
+            Box::new(move |config| {
+                hook.set(config.events.clone());
+                config.events.look()
             }),
         ),
         ("log.", Box::new(move |config| log.set(&config.log.filter))),
