@@ -140,7 +140,7 @@ mod tests {
             ..example()
         };
         let rows = vec![row(Subject::Stock, 100.0), row(Subject::Native, 30.0)];
-        let report = Report { goals: goals(&rows), rows };
+        let report = Report { goals: goals(&rows), rows, incomplete: None };
         assert_eq!(plots(&report, dir.path()).unwrap(), ["stall-local.svg"]);
         let svg = std::fs::read_to_string(dir.path().join("stall-local.svg")).unwrap();
         let coloured = |colour: &str| svg.matches(colour).count();

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use super::interrupt::interruptible;
 use crate::bench::{Plan, bench, plots, table};
@@ -34,11 +34,13 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         let pair =
             Pair::boot(&BootOptions { name: "bench".into(), hosts: plan.hosts(), machine: MachineOptions::default() })?;
         prepare::hosts(&pair)?;
-        bench(&pair, &plan).inspect_err(|_| {
+        let report = bench(&pair, &plan);
+        if report.incomplete.is_some() {
             for host in pair.hosts() {
                 let _ = host.collect_logs(&pair.logs().join(host.name()));
             }
-        })
+        }
+        Ok(report)
     })?;
     if let Some(path) = &args.json {
         std::fs::write(path, serde_json::to_string_pretty(&report)? + "\n")
@@ -50,5 +52,8 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         }
     }
     println!("{}", table(&report));
-    Ok(())
+    match report.incomplete {
+        Some(why) => bail!("not everything could be measured: {why}"),
+        None => Ok(()),
+    }
 }

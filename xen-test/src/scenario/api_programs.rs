@@ -33,6 +33,7 @@ fn run(ctx: &mut Ctx<'_>) -> Result<()> {
     top(ctx, b, 120, 30, &["1 copies here", "-> here", "ready"])?;
     top(ctx, b, 60, 20, &["1 copies here", "ready"])?;
     completions(a)?;
+    trace(ctx, a, b)?;
     jobs(ctx, a, b)?;
     protected.goes_on()
 }
@@ -73,6 +74,28 @@ fn status(ctx: &Ctx<'_>, a: &Host) -> Result<()> {
     std::fs::write(ctx.logs().join("status.txt"), &text)?;
     let none = a.run("remus status nosuch")?;
     ensure!(none.status == 4 && none.stderr.contains("nosuch"), "status of a domain that is not there: {none:?}");
+    Ok(())
+}
+
+/// The newest epochs for a viewer: every track has its slices, and they fit the order of an epoch.
+fn trace(ctx: &Ctx<'_>, a: &Host, b: &Host) -> Result<()> {
+    let text = a.sh("remus trace guest --epochs 3")?;
+    std::fs::write(ctx.logs().join("trace.json"), &text)?;
+    let value: serde_json::Value = serde_json::from_str(&text).context("remus trace")?;
+    let slices: Vec<_> =
+        value["traceEvents"].as_array().context("traceEvents")?.iter().filter(|event| event["ph"] == "X").collect();
+    let of = |name: &str| -> Vec<(u64, u64)> {
+        let named = slices.iter().filter(|slice| slice["name"].as_str().is_some_and(|n| n.starts_with(name)));
+        named.filter_map(|slice| Some((slice["ts"].as_u64()?, slice["dur"].as_u64()?))).collect()
+    };
+    let (paused, acknowledged) = (of("paused"), of("ack"));
+    ensure!(paused.len() == 3 && acknowledged.len() == 3, "three epochs: {text}");
+    for (paused, ack) in paused.iter().zip(&acknowledged) {
+        ensure!(paused.1 > 0 && ack.0 >= paused.0 + paused.1, "acknowledged before the guest ran again: {text}");
+    }
+    let copy = b.run("remus trace guest")?;
+    ensure!(copy.status != 0 && !copy.stderr.is_empty(), "a trace where only the copy is: {copy:?}");
+    ctx.note(&format!("the guest stood still for {:?} us", paused.iter().map(|p| p.1).collect::<Vec<_>>()));
     Ok(())
 }
 
