@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
+use remusd::audit::gfn;
 use remusd::capture::{Engine, EngineCall, ItemReceiver, NativeConfig, NativeEngine, SaveHelper, SaveHelperConfig};
 use remusd::hvm::DeviceModel;
 use remusd::ids::DomId;
@@ -48,7 +49,7 @@ impl Copy {
             CaptureItem::Pages(batch) => {
                 let mut data = batch.data.chunks_exact(PAGE_SIZE);
                 for entry in &batch.entries {
-                    let gfn = entry & ((1 << 52) - 1);
+                    let gfn = gfn(*entry);
                     if !PageBatch::has_data(*entry) {
                         self.pages.remove(&gfn);
                     } else if let Some(page) = data.next() {

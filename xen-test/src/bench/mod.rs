@@ -73,7 +73,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// One row for each goal: some twenty minutes with the machine to itself.
+    /// One row for each goal: about half an hour.
     #[must_use]
     pub fn quick() -> Self {
         Self {

@@ -2,15 +2,14 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, bail};
 use remusd::api::Role;
-use remusd::protect::options::AutoInterval;
 use serde::Serialize;
 
 use super::Load;
 use crate::host::Running;
 use crate::pair::Pair;
-use crate::protection::{Guest, PATIENCE, no_copy, row, slow_host_options};
+use crate::protection::{Carrier, Guest, PATIENCE, no_copy, protect_over, row};
 use crate::wait::wait_until;
 
 /// Who makes the checkpoints.
@@ -49,12 +48,6 @@ impl Subject {
     #[must_use]
     pub fn is_ours(self) -> bool {
         !matches!(self, Self::Unprotected | Self::Stock)
-    }
-
-    /// The shortest time between two of its checkpoints, but for what they take themselves, in milliseconds.
-    #[must_use]
-    pub fn shortest_interval_ms(self, load: Load) -> u64 {
-        if self == Self::Auto { AutoInterval::default().min_gap_ms } else { load.interval_ms }
     }
 }
 
@@ -121,17 +114,13 @@ impl Checkpoints {
                 };
                 let interval = if subject == Subject::Auto { "auto".into() } else { interval.to_string() };
                 let held = matches!(subject, Subject::Held | Subject::Auto);
-                let to = match way {
-                    Way::Blackhole => "nowhere --unsafe blackhole",
-                    Way::Ssh if held => "hostb",
+                let (carrier, more) = match way {
+                    Way::Blackhole => (Carrier::Nowhere, ""),
+                    Way::Ssh if held => (Carrier::Usual, ""),
                     // As stock is run: memory alone.
-                    Way::Ssh => "hostb --unsafe no-netbuffer",
+                    Way::Ssh => (Carrier::Usual, "--unsafe no-netbuffer"),
                 };
-                let output = a.run(&format!(
-                    "remus protect guest {to} --engine {engine} --interval {interval} {}",
-                    slow_host_options()
-                ))?;
-                ensure!(output.ok(), "remus protect: {}{}", output.stdout, output.stderr);
+                protect_over(carrier, a, "guest", &format!("--engine {engine} --interval {interval} {more}"))?;
                 wait_until(PATIENCE, "the first epochs", || {
                     let acked = row(a, "guest", Role::Primary)?.and_then(|r| r.acked);
                     Ok(acked.filter(|epoch| epoch.0 >= 2))

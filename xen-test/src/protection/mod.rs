@@ -79,6 +79,8 @@ pub enum Carrier {
     Usual,
     /// A plain TCP connection by `-s ''`: ten times that. For scenarios that are not about the transport.
     Tcp,
+    /// None: checkpoints are taken and thrown away.
+    Nowhere,
 }
 
 /// Protects a guest of this host towards the other one; returns once it is protected.
@@ -92,6 +94,7 @@ pub fn protect_over(carrier: Carrier, host: &Host, guest: &str, more: &str) -> R
     let target = match carrier {
         Carrier::Usual => peer.to_owned(),
         Carrier::Tcp => format!("'exec socat -b 262144 - TCP:{peer}:7788' -s ''"),
+        Carrier::Nowhere => "nowhere --unsafe blackhole".to_owned(),
     };
     let output = host.run(&format!("remus protect {guest} {target} {} {more}", slow_host_options()))?;
     ensure!(output.ok(), "remus protect on host {}: {}{}", host.name(), output.stdout, output.stderr);

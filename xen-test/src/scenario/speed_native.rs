@@ -6,9 +6,10 @@ use anyhow::{Result, ensure};
 use xen_test_guest::xl::{GuestSpec, Kind};
 
 use super::{Ctx, Scenario, main_interop, main_power_loss};
-use crate::host::Snapshot;
+use crate::host::{Host, Snapshot};
 use crate::protection::{
-    DETECTION, Guest, PATIENCE, Protected, fail_over, nothing_left, row, start_daemon, wait_epochs, wait_event,
+    Carrier, DETECTION, Guest, PATIENCE, Protected, fail_over, nothing_left, protect_over, row, start_daemon,
+    wait_epochs, wait_event,
 };
 use crate::wait::wait_until;
 use remusd::api::Role;
@@ -89,6 +90,12 @@ pub(super) const OVER_BUDGET: Scenario = Scenario {
     run: over_budget,
 };
 
+/// Waits until so many were taken into nothing: a guest that is not protected, so that no epochs of a protection can be waited for.
+fn checkpoints(host: &Host, count: u64) -> Result<()> {
+    let acked = || Ok::<_, anyhow::Error>(row(host, "guest", Role::Primary)?.and_then(|row| row.acked));
+    wait_until(PATIENCE, &format!("{count} checkpoints"), || Ok(acked()?.filter(|epoch| epoch.0 >= count))).map(drop)
+}
+
 fn compare(ctx: &mut Ctx<'_>, kind: Kind) -> Result<()> {
     let pair = ctx.pair();
     let guest = Guest::create(pair, pair.a(), GuestSpec::new(kind))?;
@@ -115,13 +122,8 @@ fn blackhole(ctx: &mut Ctx<'_>) -> Result<()> {
     guest.dirty(2000, 64, 32)?;
     let client = guest.counter(10.0)?;
     let protect = || -> Result<()> {
-        let output = pair.a().run(&format!(
-            "remus protect guest nowhere --unsafe blackhole {NATIVE} --interval 200 {}",
-            crate::protection::slow_host_options()
-        ))?;
-        ensure!(output.ok(), "remus protect: {}{}", output.stdout, output.stderr);
-        let acked = || Ok::<_, anyhow::Error>(row(pair.a(), "guest", Role::Primary)?.and_then(|r| r.acked));
-        wait_until(PATIENCE, "twenty checkpoints", || Ok(acked()?.filter(|e| e.0 >= 20))).map(drop)
+        protect_over(Carrier::Nowhere, pair.a(), "guest", &format!("{NATIVE} --interval 200"))?;
+        checkpoints(pair.a(), 20)
     };
     protect()?;
     if let Some(row) = row(pair.a(), "guest", Role::Primary)? {
@@ -177,13 +179,8 @@ fn gone(ctx: &mut Ctx<'_>) -> Result<()> {
     start_daemon(pair.a())?;
     let guest = Guest::create(pair, pair.a(), GuestSpec::new(Kind::Pvh))?;
     guest.dirty(1000, 64, 16)?;
-    let output = pair.a().run(&format!(
-        "remus protect guest nowhere --unsafe blackhole {NATIVE} {}",
-        crate::protection::slow_host_options()
-    ))?;
-    ensure!(output.ok(), "remus protect: {}{}", output.stdout, output.stderr);
-    let acked = || Ok::<_, anyhow::Error>(row(pair.a(), "guest", Role::Primary)?.and_then(|r| r.acked));
-    wait_until(PATIENCE, "three checkpoints", || Ok(acked()?.filter(|e| e.0 >= 3)))?;
+    protect_over(Carrier::Nowhere, pair.a(), "guest", NATIVE)?;
+    checkpoints(pair.a(), 3)?;
     pair.a().sh("xl destroy guest")?;
     // A mapping that is still held keeps the domain's memory, and the domain as a zombie called (null).
     wait_until(PATIENCE, "nothing is left of the domain", || {
@@ -202,11 +199,8 @@ fn over_budget(ctx: &mut Ctx<'_>) -> Result<()> {
     let guest = Guest::create(pair, pair.a(), GuestSpec::new(Kind::Pvh))?;
     let client = guest.counter(10.0)?;
     // 16 MiB are 4096 pages: fewer than the guest writes to in an interval of a second.
-    let output = pair.a().run(&format!(
-        "remus protect guest nowhere --unsafe blackhole {NATIVE} --interval 1000 --epoch-budget 16777216 {}",
-        crate::protection::slow_host_options()
-    ))?;
-    ensure!(output.ok(), "remus protect: {}{}", output.stdout, output.stderr);
+    let more = format!("{NATIVE} --interval 1000 --epoch-budget 16777216");
+    protect_over(Carrier::Nowhere, pair.a(), "guest", &more)?;
     guest.dirty(12_000, 64, 36)?;
     let event = wait_event(pair.a(), "guest", EventKind::Unprotected)?;
     ctx.note(&format!("{event:?}"));

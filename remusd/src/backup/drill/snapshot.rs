@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use tokio::sync::Mutex;
 
+use crate::audit::gfn;
 use crate::backup::host::BackupHost;
 use crate::ids::DomId;
 use crate::stream::{PAGE_SIZE, PageBatch};
@@ -16,9 +17,6 @@ pub(in crate::backup) const CHUNK: u64 = 1024;
 
 /// Most pages put aside (R8): 256 MiB.
 const KEPT: usize = 1 << 16;
-
-/// Page numbers of an entry of a `PAGE_DATA` record.
-const GFN: u64 = (1 << 52) - 1;
 
 /// See the module. Whoever reads holds it; once it is dropped nothing is put aside any more.
 pub(in crate::backup) struct Snapshot {
@@ -55,7 +53,7 @@ impl Snapshot {
         if copied.failed.is_some() {
             return;
         }
-        let wanted = entries.iter().map(|entry| entry & GFN);
+        let wanted = entries.iter().map(|entry| gfn(*entry));
         let wanted: Vec<_> = wanted.filter(|gfn| *gfn >= copied.next && !copied.kept.contains_key(gfn)).collect();
         if copied.kept.len() + wanted.len() > KEPT {
             copied.kept.clear();
@@ -104,5 +102,5 @@ impl Snapshot {
 /// The pages of a batch in which every entry has contents.
 fn pages(batch: &PageBatch) -> impl Iterator<Item = (u64, Bytes)> + '_ {
     let page = |index: usize| batch.data.slice(index * PAGE_SIZE..(index + 1) * PAGE_SIZE);
-    batch.entries.iter().enumerate().map(move |(index, entry)| (entry & GFN, page(index)))
+    batch.entries.iter().enumerate().map(move |(index, entry)| (gfn(*entry), page(index)))
 }

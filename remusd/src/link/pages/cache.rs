@@ -9,6 +9,8 @@ use std::collections::HashMap;
 
 use foldhash::fast::RandomState;
 
+use super::encoding;
+use crate::audit::gfn;
 use crate::stream::PAGE_SIZE;
 
 /// Committed pages per set.
@@ -109,6 +111,20 @@ impl PageCache {
     fn entry(&mut self, gfn: u64) -> Option<&mut Entry> {
         let set = self.set(gfn);
         self.entries[set].iter_mut().find(|entry| entry.gfn == gfn)
+    }
+
+    /// Notes the pages of a part of the open epoch, as encoded: what both sides do with each part, so that they stay alike.
+    pub fn take_part(&mut self, entries: &[u64], encodings: &[u8], data: &[u8]) {
+        let mut pages = data.chunks_exact(PAGE_SIZE);
+        for (entry, code) in entries.iter().zip(encodings).filter(|(_, code)| **code != encoding::NONE) {
+            let Some(page) = pages.next() else { break };
+            let gfn = gfn(*entry);
+            match *code {
+                encoding::ZERO => self.put_zero(gfn),
+                encoding::UNCHANGED => self.touch(gfn),
+                _ => self.put(gfn, page),
+            }
+        }
     }
 
     /// The open epoch has this page, with these contents; the last mention counts. Without a free frame it will not be remembered.

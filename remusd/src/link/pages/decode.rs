@@ -4,12 +4,11 @@ use bytes::{Buf, Bytes};
 use lz4_flex::block::decompress_into;
 
 use super::cache::PageCache;
-use super::{GFN, PART_PAGES, ZERO_PAGE, delta, encoding};
+use super::{PART_ENTRIES, PART_PAGES, ZERO_PAGE, delta, encoding};
+use crate::audit::gfn;
 use crate::pool::BufferPool;
 use crate::stream::{PAGE_SIZE, PageBatch};
 
-/// Most pages of one part.
-const PART_ENTRIES: usize = 1024;
 /// Unused page buffers that are kept.
 const KEEP: usize = 64;
 
@@ -79,7 +78,7 @@ impl PageDecoder {
         let codes = body.split_to(count);
         let data = self.contents(&entries, &codes, body)?;
         let batch = PageBatch { entries, data };
-        self.remember(&batch, &codes);
+        self.cache.take_part(&batch.entries, &codes, &batch.data);
         self.part = self.part.wrapping_add(1);
         Ok(batch)
     }
@@ -101,22 +100,10 @@ impl PageDecoder {
         let mut out = self.buffers.take(pages * PAGE_SIZE);
         let mut rest = &body[..];
         for (entry, code) in entries.iter().zip(codes).filter(|(_, code)| **code != encoding::NONE) {
-            let base = self.cache.committed(entry & GFN);
+            let base = self.cache.committed(gfn(*entry));
             rest = page(*code, base, rest, &mut out)?;
         }
         if rest.is_empty() { Ok(out.freeze()) } else { Err(PagesError("bytes are left over")) }
-    }
-
-    fn remember(&mut self, batch: &PageBatch, codes: &[u8]) {
-        let mut pages = batch.data.chunks_exact(PAGE_SIZE);
-        for (entry, code) in batch.entries.iter().zip(codes).filter(|(_, code)| **code != encoding::NONE) {
-            let Some(page) = pages.next() else { break };
-            match *code {
-                encoding::ZERO => self.cache.put_zero(entry & GFN),
-                encoding::UNCHANGED => self.cache.touch(entry & GFN),
-                _ => self.cache.put(entry & GFN, page),
-            }
-        }
     }
 }
 

@@ -6,12 +6,11 @@ use rayon::prelude::*;
 
 use super::cache::PageCache;
 use super::delta::{self, Difference, SPARSE_MAX};
-use super::{ENTRY, GFN, HEAD, PART_PAGES, encoding};
+use super::{ENTRY, HEAD, PART_ENTRIES, PART_PAGES, encoding};
+use crate::audit::gfn;
 use crate::pool::{BufferPool, Pooled};
 use crate::stream::{PAGE_SIZE, PageBatch};
 
-/// Most entries of one part.
-const PART_ENTRIES: usize = 1024;
 /// An LZ4 block above this size is not worth the receiver's time: 7/8 of a page.
 const LZ4_MAX: usize = PAGE_SIZE / 8 * 7;
 /// After so many pages in a row that LZ4 did not shrink, only every [`LZ4_PROBE`]th is tried.
@@ -159,7 +158,7 @@ impl PageEncoder {
         for (piece, (body, counts)) in pieces.iter().zip(&parts) {
             self.counts.add(*counts);
             let encodings = &body[HEAD + piece.entries.len() * 8..];
-            remember(&mut self.cache, piece, encodings);
+            self.cache.take_part(piece.entries, encodings, piece.data);
         }
         parts.into_iter().map(|(body, _)| frozen(body)).collect()
     }
@@ -197,23 +196,6 @@ fn cut(batch: &PageBatch) -> Vec<Piece<'_>> {
     pieces
 }
 
-/// Notes a part's pages in the cache as the decoder will.
-fn remember(cache: &mut PageCache, piece: &Piece<'_>, encodings: &[u8]) {
-    let mut pages = piece.data.chunks_exact(PAGE_SIZE);
-    for (entry, code) in piece.entries.iter().zip(encodings) {
-        let gfn = entry & GFN;
-        if *code == encoding::NONE {
-            continue;
-        }
-        let Some(page) = pages.next() else { break };
-        match *code {
-            encoding::ZERO => cache.put_zero(gfn),
-            encoding::UNCHANGED => cache.touch(gfn),
-            _ => cache.put(gfn, page),
-        }
-    }
-}
-
 fn part(
     cache: &PageCache,
     buffers: &BufferPool,
@@ -237,7 +219,7 @@ fn part(
             continue;
         }
         let Some(page) = pages.next() else { break };
-        let base = cache.committed(entry & GFN);
+        let base = cache.committed(gfn(*entry));
         let code = one(scratch, page, base, effort, &mut out);
         out[codes + index] = code;
         *match code {

@@ -48,12 +48,12 @@ pub mod encoding {
     pub const LZ4: u8 = 6;
 }
 
-/// The page number in a page entry: its lower 52 bits.
-const GFN: u64 = (1 << 52) - 1;
 /// Bytes before the entries of a part.
 const HEAD: usize = 8;
 /// Bytes of an entry and its encoding.
 const ENTRY: usize = 9;
+/// Most entries of one part.
+const PART_ENTRIES: usize = 1024;
 /// Most pages with contents in one part, so that a part of raw pages stays below a frame's usual size.
 pub const PART_PAGES: usize = 62;
 

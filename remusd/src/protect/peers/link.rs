@@ -205,28 +205,17 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::ids::{Generation, Nonce, ProtectionId, SessionKey};
+    use crate::ids::{Generation, Nonce, SessionKey};
     use crate::link::handshake::Incoming;
     use crate::link::session::SessionEvent;
     use crate::link::transport::Connection;
-    use crate::link::{Frame, GuestType, LinkOptions, OnPrimaryLoss, PrimaryLink, ProtectOffer};
+    use crate::link::{Frame, LinkOptions, PrimaryLink, ProtectOffer};
     use crate::stream::PAGE_SIZE;
     use crate::stream::digest::Digester;
 
     fn offer() -> ProtectOffer {
-        ProtectOffer {
-            protection: ProtectionId::from_u128(1),
-            domain: "web".into(),
-            max_memory_kib: 4096,
-            vcpus: 1,
-            guest_type: GuestType::Pvh,
-            on_primary_loss: OnPrimaryLoss::Wait,
-            detection_ms: 10_000,
-            host_id: uuid::Uuid::nil(),
-            witness: None,
-            then: None,
-            no_monitor: false,
-        }
+        // Room for two epochs of the batch below.
+        ProtectOffer { max_memory_kib: 4096, detection_ms: 10_000, ..ProtectOffer::example() }
     }
 
     fn batch(fill: impl Fn(u64) -> u8) -> PageBatch {
