@@ -18,7 +18,8 @@
 //!
 //! The initramfs has `/init` (the program), and `/modules` with kernel modules
 //! and `/modules/order` naming them, one file name per line, in load order
-//! (for Xen: `xen-netfront.ko`). The kernel command line takes
+//! (for Xen: `xen-netfront.ko`), and `/modules/ext4` likewise with those that are loaded
+//! when a ledger is opened. The kernel command line takes
 //!
 //! | parameter | meaning |
 //! |---|---|

@@ -36,7 +36,7 @@ fn main() {
 fn start() -> Result<(), BootError> {
     boot::mount_all()?;
     boot::install_shutdown_helpers()?;
-    boot::load_modules()?;
+    boot::load_modules("order")?;
     let net = boot::network(DEVICE_WAIT)?;
     let servers = Servers::start(Ports::default(), boot::end)
         .map_err(|source| BootError::File { path: "servers".into(), source })?;

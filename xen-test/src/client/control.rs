@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 use xen_test_guest::protocol::{
-    BeaconInfo, BeaconSpec, Command, DirtyInfo, DirtySpec, DiskInfo, DiskSpec, Hello, Mem, Reply, StallReport, Verdict,
-    WorkInfo,
+    BeaconInfo, BeaconSpec, Command, DirtyInfo, DirtySpec, DiskInfo, DiskSpec, Hello, LedgerInfo, Mem, Reply,
+    StallReport, Verdict, WorkInfo,
 };
 
 /// A control call that failed.
@@ -132,6 +132,30 @@ impl Control {
     /// [`ControlError`]; what is wrong with the disk is no error but in the answer.
     pub fn disk_verify(&self) -> Result<DiskInfo, ControlError> {
         self.call(Command::DiskVerify)
+    }
+
+    /// Opens the ledger on the ext4 of a block device.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub fn ledger_open(&self, device: &str) -> Result<LedgerInfo, ControlError> {
+        self.call(Command::LedgerOpen { device: device.to_owned() })
+    }
+
+    /// Reads the ledger from the disk, past all caches.
+    ///
+    /// # Errors
+    /// [`ControlError`]; what is wrong with it is no error but in the answer.
+    pub fn ledger_check(&self) -> Result<LedgerInfo, ControlError> {
+        self.call(Command::LedgerCheck)
+    }
+
+    /// Closes the ledger and unmounts its file system.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub fn ledger_close(&self) -> Result<LedgerInfo, ControlError> {
+        self.call(Command::LedgerClose)
     }
 
     /// Starts the stall meter.

@@ -15,6 +15,8 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// Kernel modules of the guest; everything else it needs is built in.
 const MODULES: [&str; 2] = ["xen-netfront", "xen-blkfront"];
+/// Those of its ledger's file system, loaded when one is opened.
+const FILE_SYSTEM: [&str; 2] = ["crc32c_generic", "ext4"];
 
 /// Builds the guest's program and writes `initrd.gz`, `pvh.cfg` and `hvm.cfg` below `dir`. The
 /// kernel is in the image already, beside where these go.
@@ -65,14 +67,17 @@ fn initramfs(image: &Image, program: &Path) -> Result<Vec<u8>> {
         archive.directory(dir);
     }
     archive.char_device("dev/console", 0o600, 5, 1);
-    let mut order = String::new();
-    for path in ModuleTree::read(&image.modules())?.in_order(&MODULES)? {
-        let file = image.modules().join(&path);
-        let name = file.file_name().context("a module has a name")?.to_string_lossy().into_owned();
-        archive.file(&format!("modules/{name}"), 0o644, &std::fs::read(&file)?);
-        order.push_str(&format!("{name}\n"));
+    let tree = ModuleTree::read(&image.modules())?;
+    for (list, modules) in [("order", MODULES), ("ext4", FILE_SYSTEM)] {
+        let mut order = String::new();
+        for path in tree.in_order(&modules)? {
+            let file = image.modules().join(&path);
+            let name = file.file_name().context("a module has a name")?.to_string_lossy().into_owned();
+            archive.file(&format!("modules/{name}"), 0o644, &std::fs::read(&file)?);
+            order.push_str(&format!("{name}\n"));
+        }
+        archive.file(&format!("modules/{list}"), 0o644, order.as_bytes());
     }
-    archive.file("modules/order", 0o644, order.as_bytes());
     Ok(archive.finish())
 }
 

@@ -55,7 +55,7 @@ pub fn make(pair: &Pair, snapshot: Snapshot) -> Result<Option<Etcd>> {
 
 /// Starts the daemon of a host, unless it answers already, and waits until it answers; and a plain TCP port that leads to its link socket.
 pub fn start_daemon(host: &Host) -> Result<()> {
-    host.sh("pgrep -x socat >/dev/null || \
+    host.sh("pgrep -f '[T]CP-LISTEN:7788' >/dev/null || \
              setsid socat -b 262144 TCP-LISTEN:7788,reuseaddr,fork UNIX-CONNECT:/run/remus/link.sock >/dev/null 2>&1 </dev/null &")?;
     if host.run("remus status")?.ok() {
         return Ok(());

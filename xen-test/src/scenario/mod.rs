@@ -2,6 +2,7 @@
 
 mod api_programs;
 mod api_story;
+mod disk_database;
 mod disk_kills;
 mod disk_planned_stop;
 mod disk_power_loss;
@@ -83,6 +84,7 @@ pub const SCENARIOS: &[Scenario] = &[
     main_xl_remus::XL_REMUS,
     main_refusals::REFUSALS,
     disk_power_loss::LOSS,
+    disk_database::DATABASE,
     safety_partitions::HOSTS,
     safety_partitions::PRIMARY,
     safety_partitions::BACKUP,
@@ -123,7 +125,7 @@ pub const SCENARIOS: &[Scenario] = &[
 
 /// Scenarios that are written but that no run has shown to pass yet: skipped, and counted as such, unless `XEN_TEST_UNSHOWN` is set.
 /// A name leaves this list with the run that shows it.
-pub const UNSHOWN: &[&str] = &["disk-fail-back", "disk-kill-copy"];
+pub const UNSHOWN: &[&str] = &["disk-database", "disk-fail-back", "disk-kill-copy"];
 
 /// What a scenario works with.
 #[derive(Debug)]

@@ -98,13 +98,13 @@ pub fn install_shutdown_helpers() -> Result<(), BootError> {
     Ok(())
 }
 
-/// Loads the modules that `/modules/order` names; none if it is missing.
+/// Loads the modules that the file `list` in `/modules` names; none if it is missing.
 ///
 /// # Errors
 /// The first module that does not load ends it.
-pub fn load_modules() -> Result<(), BootError> {
+pub fn load_modules(list: &str) -> Result<(), BootError> {
     let dir = Path::new("/modules");
-    let Ok(order) = fs::read_to_string(dir.join("order")) else {
+    let Ok(order) = fs::read_to_string(dir.join(list)) else {
         return Ok(());
     };
     for name in order.split_ascii_whitespace() {

@@ -29,6 +29,15 @@ pub enum Command {
     DiskRead,
     /// `disk verify`: reads all records back; answers [`DiskInfo`].
     DiskVerify,
+    /// `ledger open DEVICE`: mounts the ext4 of that device and opens the ledger there; answers [`LedgerInfo`].
+    LedgerOpen {
+        /// Path of the block device.
+        device: String,
+    },
+    /// `ledger check`: reads the ledger from the disk, past all caches; answers [`LedgerInfo`].
+    LedgerCheck,
+    /// `ledger close`: closes the ledger and unmounts its file system; answers a last [`LedgerInfo`].
+    LedgerClose,
     /// `stall start MS`: starts the stall meter; answers [`StallReport`].
     StallStart {
         /// Shortest gap that counts, in milliseconds.
@@ -97,6 +106,36 @@ pub struct DiskInfo {
     pub complaints: Vec<String>,
 }
 
+/// State of the ledger.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LedgerInfo {
+    /// Number of the newest entry whose transaction is complete, as memory knows it.
+    pub committed: u64,
+    /// Entries in the database.
+    pub entries: u64,
+    /// Number of the newest one there, 0 for none.
+    pub newest: u64,
+    /// Sum of all accounts: 0.
+    pub balance: i64,
+    /// Accounts that are not the sum of their entries: none.
+    pub disagreeing: i64,
+    /// What SQLite's `integrity_check` says: `ok`.
+    pub integrity: String,
+    /// Errors that ext4 has counted: none.
+    pub errors: u64,
+}
+
+impl LedgerInfo {
+    /// Whether disk and memory agree, and each with itself.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        self.newest == self.committed
+            && self.entries == self.committed
+            && (self.balance, self.disagreeing, self.errors) == (0, 0, 0)
+            && self.integrity == "ok"
+    }
+}
+
 /// In which order pages are dirtied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -140,6 +179,9 @@ impl fmt::Display for Command {
             Self::DiskStart(d) => write!(f, "disk start {} {}", d.device, d.rate),
             Self::DiskRead => f.write_str("disk read"),
             Self::DiskVerify => f.write_str("disk verify"),
+            Self::LedgerOpen { device } => write!(f, "ledger open {device}"),
+            Self::LedgerCheck => f.write_str("ledger check"),
+            Self::LedgerClose => f.write_str("ledger close"),
             Self::StallStart { threshold_ms } => write!(f, "stall start {threshold_ms}"),
             Self::StallRead { reset: false } => f.write_str("stall read"),
             Self::StallRead { reset: true } => f.write_str("stall read reset"),
@@ -180,6 +222,9 @@ impl FromStr for Command {
             }),
             ["disk", "read"] => Self::DiskRead,
             ["disk", "verify"] => Self::DiskVerify,
+            ["ledger", "open", device] if device.starts_with('/') => Self::LedgerOpen { device: (*device).to_owned() },
+            ["ledger", "check"] => Self::LedgerCheck,
+            ["ledger", "close"] => Self::LedgerClose,
             ["stall", "start", ms] => {
                 let threshold_ms: f64 = ms
                     .parse()
@@ -202,7 +247,9 @@ impl FromStr for Command {
             ["reboot"] => Self::Reboot,
             ["crash"] => Self::Crash,
             _ => {
-                return Err(bad("hello, mem, dirty, verify, disk, stall, work, beacon, poweroff, reboot or crash"));
+                return Err(bad(
+                    "hello, mem, dirty, verify, disk, ledger, stall, work, beacon, poweroff, reboot or crash",
+                ));
             }
         })
     }
@@ -384,6 +431,9 @@ mod tests {
             Command::DiskStart(DiskSpec { device: "/dev/xvda".into(), rate: 50 }),
             Command::DiskRead,
             Command::DiskVerify,
+            Command::LedgerOpen { device: "/dev/xvda".into() },
+            Command::LedgerCheck,
+            Command::LedgerClose,
             Command::StallStart { threshold_ms: 2.5 },
             Command::StallRead { reset: false },
             Command::StallRead { reset: true },
@@ -419,6 +469,8 @@ mod tests {
             "beacon ::1 7000 inf",
             "disk start xvda 5",
             "disk start /dev/xvda -1",
+            "ledger open xvda",
+            "ledger",
             "format c:",
         ] {
             assert!(bad.parse::<Command>().is_err(), "{bad:?}");

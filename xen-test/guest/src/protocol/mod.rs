@@ -5,8 +5,8 @@ mod control;
 mod lines;
 
 pub use control::{
-    BadPage, BeaconInfo, BeaconSpec, Command, DirtyInfo, DirtySpec, DiskInfo, DiskSpec, Hello, Mem, Order, Reply,
-    Stall, StallReport, Verdict, WorkInfo,
+    BadPage, BeaconInfo, BeaconSpec, Command, DirtyInfo, DirtySpec, DiskInfo, DiskSpec, Hello, LedgerInfo, Mem, Order,
+    Reply, Stall, StallReport, Verdict, WorkInfo,
 };
 pub use lines::{CounterLine, Datagram, MAX_PAYLOAD, Rate};
 
@@ -39,18 +39,20 @@ pub struct Ports {
     pub echo_udp: u16,
     /// TCP: control.
     pub control: u16,
+    /// TCP: entries of the ledger.
+    pub ledger: u16,
 }
 
 impl Default for Ports {
     /// The ports of a real guest.
     fn default() -> Self {
-        Self { counter: 7000, echo_tcp: 7001, echo_udp: 7002, control: 7003 }
+        Self { counter: 7000, echo_tcp: 7001, echo_udp: 7002, control: 7003, ledger: 7004 }
     }
 }
 
 impl Ports {
     /// Ask the kernel for free ports: for tests.
-    pub const ANY: Self = Self { counter: 0, echo_tcp: 0, echo_udp: 0, control: 0 };
+    pub const ANY: Self = Self { counter: 0, echo_tcp: 0, echo_udp: 0, control: 0, ledger: 0 };
 }
 
 /// The IPv6 address a guest takes when its command line gives none: the IPv4

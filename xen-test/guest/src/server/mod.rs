@@ -5,6 +5,7 @@ mod beacon;
 mod control;
 mod counter;
 mod echo;
+mod ledger;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 use crate::load::dirty::Dirtier;
 use crate::load::disk::DiskWriter;
+use crate::load::ledger::Ledger;
 use crate::load::stall::StallMeter;
 use crate::load::work::Work;
 use crate::protocol::{Mem, Ports};
@@ -35,6 +37,7 @@ pub(crate) struct Guest {
     pub(crate) id: String,
     pub(crate) dirtier: Dirtier,
     pub(crate) disk: DiskWriter,
+    pub(crate) ledger: Ledger,
     pub(crate) stalls: StallMeter,
     pub(crate) work: Work,
     pub(crate) beacons: beacon::Beacons,
@@ -60,6 +63,7 @@ impl Servers {
             id: instance_id(),
             dirtier: Dirtier::start()?,
             disk: DiskWriter::default(),
+            ledger: Ledger::default(),
             stalls: StallMeter::default(),
             work: Work::default(),
             beacons: beacon::Beacons::default(),
@@ -76,6 +80,7 @@ impl Servers {
                 echo_tcp: listen("echo", ports.echo_tcp, &guest, |s, g| echo::tcp(&s, g))?,
                 echo_udp,
                 control: listen("control", ports.control, &guest, |s, g| control::serve(&s, g))?,
+                ledger: listen("ledger", ports.ledger, &guest, |s, g| ledger::serve(&s, g))?,
             },
         })
     }
