@@ -16,7 +16,7 @@ deb http://deb.debian.org/debian-security bookworm-security main
 ";
 
 /// Installed by mmdebstrap.
-pub const PACKAGES: [&str; 30] = [
+pub const PACKAGES: [&str; 32] = [
     "xen-hypervisor-4.17-amd64",
     "xen-utils-4.17",
     "xen-utils-common",
@@ -45,6 +45,8 @@ pub const PACKAGES: [&str; 30] = [
     "jq",
     "rsync",
     "nbd-client",
+    "dmsetup",
+    "drbd-utils",
     "e2fsprogs",
     "bash-completion",
 ];

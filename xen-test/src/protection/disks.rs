@@ -5,7 +5,7 @@ use devices::mirror::service::Status;
 use xen_test_guest::protocol::{DiskInfo, DiskSpec};
 use xen_test_guest::xl::{GuestSpec, Kind};
 
-use super::{Guest, PATIENCE, Protected, start_daemons};
+use super::{Guest, PATIENCE, Protected, listen, start_daemons};
 use crate::client::Control;
 use crate::host::Host;
 use crate::pair::Pair;
@@ -34,7 +34,7 @@ pub fn create(host: &Host, source: bool) -> Result<()> {
     // Pages that stay mapped in dom0 are written behind the log of dirty pages (docs/disks.md).
     host.sh("echo 0 >/sys/module/xen_blkback/parameters/feature_persistent")?;
     host.sh(&format!("mkdir -p /var/lib/remus && truncate -s {SIZE_MB}M {BACKING}"))?;
-    listen(host)?;
+    listen(host, 7789, &format!("/run/remus/disk/{DISK}.peer"))?;
     let role = if source { "--source" } else { "" };
     host.sh(&format!(
         "remus disk create {DISK} {BACKING} --nbd 0 --capacity 32 --via 'exec socat -b 262144 - TCP:{peer}:7789' {role}"
@@ -42,16 +42,9 @@ pub fn create(host: &Host, source: bool) -> Result<()> {
     Ok(())
 }
 
-fn listen(host: &Host) -> Result<()> {
-    host.sh(&format!(
-        "setsid socat -b 262144 TCP-LISTEN:7789,reuseaddr,fork UNIX-CONNECT:/run/remus/disk/{DISK}.peer >/dev/null 2>&1 </dev/null &"
-    ))
-    .map(drop)
-}
-
 /// Starts the disk's service again, as the unit does: after a boot of the host, or after it was killed.
 pub fn serve(host: &Host) -> Result<()> {
-    host.sh("pgrep -f '[T]CP-LISTEN:7789' >/dev/null").map(drop).or_else(|_| listen(host))?;
+    listen(host, 7789, &format!("/run/remus/disk/{DISK}.peer"))?;
     host.sh(&format!(
         ". /etc/remus/disk/{DISK}.env; mkdir -p /var/log/remus; \
          setsid --fork remus-disk serve {DISK} --backing \"$BACKING\" --meta \"$META\" --nbd \"$NBD\" --via \"$VIA\" \

@@ -55,8 +55,7 @@ pub fn make(pair: &Pair, snapshot: Snapshot) -> Result<Option<Etcd>> {
 
 /// Starts the daemon of a host, unless it answers already, and waits until it answers; and a plain TCP port that leads to its link socket.
 pub fn start_daemon(host: &Host) -> Result<()> {
-    host.sh("pgrep -f '[T]CP-LISTEN:7788' >/dev/null || \
-             setsid socat -b 262144 TCP-LISTEN:7788,reuseaddr,fork UNIX-CONNECT:/run/remus/link.sock >/dev/null 2>&1 </dev/null &")?;
+    listen(host, 7788, "/run/remus/link.sock")?;
     if host.run("remus status")?.ok() {
         return Ok(());
     }
@@ -65,6 +64,16 @@ pub fn start_daemon(host: &Host) -> Result<()> {
     wait_until(PATIENCE, &format!("remusd answers on host {}", host.name()), || {
         Ok(host.run("remus status")?.ok().then_some(()))
     })
+}
+
+/// Has a plain TCP port of a host lead to a socket of its services, unless it does: emulated ciphers are slow.
+pub fn listen(host: &Host, port: u16, socket: &str) -> Result<()> {
+    // Two commands: the shell of one that starts it would match.
+    if host.run(&format!("pgrep -f '[T]CP-LISTEN:{port}' >/dev/null"))?.ok() {
+        return Ok(());
+    }
+    let listener = format!("setsid socat -b 262144 TCP-LISTEN:{port},reuseaddr,fork UNIX-CONNECT:{socket}");
+    host.sh(&format!("{listener} >/dev/null 2>&1 </dev/null &")).map(drop)
 }
 
 /// Starts the daemons of all hosts.
