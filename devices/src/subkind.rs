@@ -93,6 +93,15 @@ pub trait Checkpointed: Send {
         Ok(())
     }
 
+    /// The guest runs again, and the backup has not been told that the epoch is whole: wait for what this device's own replication needs
+    /// on the other host. Bounded: nothing else of the protection goes on meanwhile.
+    ///
+    /// # Errors
+    /// The epoch is not declared whole, and the protection ends.
+    async fn confirm(&mut self, _epoch: &EpochContext) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
     /// The backup has acknowledged the epoch: let go what was held for it.
     ///
     /// # Errors

@@ -1,8 +1,10 @@
-//! Disks on DRBD are recognised, so that they can be refused with the reason.
+//! Disks on DRBD: the ordinary ones are recognised and refused with the reason, those with protocol D take part in checkpoints.
 //!
-//! Ordinary DRBD's secondary is ahead of the epoch (hazard F12). The one DRBD that can checkpoint, 8.3.11 with protocol D as Remus had
-//! it, is a kernel module of 2014 that no present kernel loads: nobody could try its ioctls, so remusd does not use them.
+//! Ordinary DRBD's secondary is ahead of the epoch (hazard F12). Protocol D is that of the DRBD that came with Remus: the peer holds
+//! writes back until a checkpoint of theirs arrives, and then applies them, whatever became of the memory's checkpoint. So a primary
+//! that dies between the two leaves a disk that is one epoch ahead, which is why an operator has to choose it by `--unsafe drbd`.
 
+mod checkpoint;
 mod probe;
 #[cfg(test)]
 mod tests;
@@ -12,6 +14,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+pub use checkpoint::DrbdLimits;
 pub use probe::{Finding, probe};
 
 use crate::device::{Device, Ending, Kind};
@@ -21,17 +24,25 @@ use crate::subkind::{Checkpointed, Match, Subkind};
 /// How long the probe script may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Recognises disks on DRBD by the probe script, and refuses them.
+/// Recognises disks on DRBD by the probe script.
 #[derive(Debug, Clone)]
 pub struct Drbd {
     probe: PathBuf,
+    checkpoint: Option<(PathBuf, DrbdLimits)>,
 }
 
 impl Drbd {
-    /// `probe` is the path of `block-drbd-probe`.
+    /// `probe` is the path of `block-drbd-probe`. Whatever is recognised is refused.
     #[must_use]
     pub fn new(probe: impl Into<PathBuf>) -> Self {
-        Self { probe: probe.into() }
+        Self { probe: probe.into(), checkpoint: None }
+    }
+
+    /// Uses disks with protocol D, by `program`, which is `drbd-checkpoint`.
+    #[must_use]
+    pub fn with_checkpoints(mut self, program: impl Into<PathBuf>, limits: DrbdLimits) -> Self {
+        self.checkpoint = Some((program.into(), limits));
+        self
     }
 }
 
@@ -61,24 +72,34 @@ impl Subkind for Drbd {
     }
 
     fn attach(&self, device: &Device) -> Box<dyn Checkpointed> {
-        Box::new(Refused(device.clone()))
+        match (&self.checkpoint, path(device)) {
+            (Some((program, limits)), Some(path)) => Box::new(checkpoint::Replicated::new(
+                device.clone(),
+                path,
+                self.probe.clone(),
+                program.clone(),
+                *limits,
+            )),
+            _ => Box::new(Refused(device.clone())),
+        }
     }
 }
 
-/// A DRBD with protocol D.
+/// A DRBD with protocol D that nobody has chosen.
 struct Refused(Device);
 
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "it is a DRBD with protocol D, which can checkpoint, but remusd was never tried with one and does not use it: put a mirrored disk \
-     (docs/disks.md) on its backing device instead"
+    "it is a DRBD with protocol D: its peer applies an epoch's writes before the epoch is acknowledged, so a primary that dies in between \
+     leaves a disk that is ahead of the memory. --unsafe drbd uses it all the same; a mirrored disk (docs/disks.md) on its backing \
+     device has no such gap"
 )]
-struct Untried;
+struct NotChosen;
 
 #[async_trait]
 impl Checkpointed for Refused {
     async fn setup(&mut self) -> Result<(), DeviceError> {
-        Err(DeviceError::failed(&self.0, "set up", Untried))
+        Err(DeviceError::failed(&self.0, "set up", NotChosen))
     }
 
     async fn teardown(&mut self, _ending: Ending) -> Result<(), DeviceError> {

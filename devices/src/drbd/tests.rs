@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::probe::ProbeError;
 use super::*;
+use crate::device::EpochContext;
 
 /// The real script, in a world of its own: what it reads of the kernel, and the tools that it finds.
 struct World {
@@ -65,6 +66,117 @@ async fn a_protocol_d_pair_is_recognised_and_refused_when_it_is_set_up() {
     let error = refused.setup().await.unwrap_err().to_string();
     assert!(error.contains("protocol D") && error.contains("mirrored disk"), "{error}");
     refused.teardown(Ending::Release).await.unwrap();
+}
+
+/// Perl's `ioctl`, replaced: it notes what it is asked, and answers what the file `answers` says next: a number, `EIO`, or `hang`.
+const STAND_IN: &str = r#"
+package StandIn;
+use Errno qw(EIO);
+BEGIN {
+    my $dir = $ENV{STAND_IN};
+    open(my $file, '<', "$dir/answers") or die; my @answers = <$file>; chomp @answers;
+    *CORE::GLOBAL::ioctl = sub (*$$) {
+        my (undef, $number, $argument) = @_;
+        open(my $log, '>>', "$dir/asked") or die; print $log "$number $argument\n"; close $log;
+        my $answer = shift @answers;
+        if ($answer eq 'hang') { sleep 600; }
+        if ($answer eq 'EIO') { $! = EIO; return undef; }
+        return $answer == 0 ? "0 but true" : $answer;
+    };
+}
+1;
+"#;
+
+/// A disk with protocol D whose ioctls are the stand-in's.
+struct StandIn {
+    world: World,
+    disk: Box<dyn Checkpointed>,
+}
+
+impl StandIn {
+    async fn new(answers: &str, limit: Duration) -> Self {
+        let world = World::new(Some(&line("cs:Connected ro:Primary/Primary ds:UpToDate/UpToDate D")), None);
+        let dir = world.dir.path().to_owned();
+        std::fs::write(dir.join("StandIn.pm"), STAND_IN).unwrap();
+        std::fs::write(dir.join("answers"), answers.replace(' ', "\n")).unwrap();
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/drbd-checkpoint");
+        let wrapper =
+            format!("#!/bin/sh\nexport STAND_IN={0} PERL5LIB={0}\nexec perl -MStandIn {script}\n", dir.display());
+        write_program(&dir.join("program"), &wrapper);
+        let params = [("params".to_owned(), "/dev/null".to_owned())].into();
+        let device = Device { kind: Kind::Disk, domid: 3, devid: 51712, names: vec!["xvda".into()], params };
+        let limits = DrbdLimits { paused: limit, running: limit };
+        let drbd = Drbd::new(dir.join("probe")).with_checkpoints(dir.join("program"), limits);
+        assert_eq!(drbd.matches(&device).await.unwrap(), Match::Yes);
+        let mut disk = drbd.attach(&device);
+        disk.setup().await.unwrap();
+        Self { world, disk }
+    }
+
+    fn asked(&self) -> String {
+        std::fs::read_to_string(self.world.dir.path().join("asked")).unwrap_or_default().trim().replace('\n', ", ")
+    }
+}
+
+const LONG: Duration = Duration::from_secs(60);
+
+fn epoch(epoch: u64) -> EpochContext {
+    EpochContext { epoch, armed: true }
+}
+
+#[tokio::test]
+async fn a_checkpoint_is_sent_in_the_pause_and_waited_for_outside_of_it() {
+    let mut it = StandIn::new("0 0 1 0 0", LONG).await;
+    assert!(it.disk.is_ready().await);
+    it.disk.postsuspend(&epoch(1)).await.unwrap();
+    assert_eq!(it.asked(), "20 0", "the guest stands still: nothing is waited for");
+    it.disk.preresume(&epoch(1)).await.unwrap();
+    assert_eq!(it.asked(), "20 0");
+    it.disk.confirm(&epoch(1)).await.unwrap();
+    it.disk.commit(&epoch(1)).await.unwrap();
+    assert_eq!(it.asked(), "20 0, 30 0");
+    // An epoch without writes has nothing to wait for.
+    it.disk.postsuspend(&epoch(2)).await.unwrap();
+    it.disk.confirm(&epoch(2)).await.unwrap();
+    assert_eq!(it.asked(), "20 0, 30 0, 20 0");
+    it.disk.postsuspend(&epoch(3)).await.unwrap();
+    it.disk.confirm(&epoch(3)).await.unwrap();
+    assert_eq!(it.asked(), "20 0, 30 0, 20 0, 20 0, 30 0");
+    it.disk.teardown(Ending::Release).await.unwrap();
+    it.disk.teardown(Ending::Release).await.unwrap();
+}
+
+#[tokio::test]
+async fn no_error_of_a_checkpoint_is_ignored_and_the_disk_refuses_further_epochs() {
+    for (answers, word) in [("EIO", "Input/output error"), ("7", "answered 7")] {
+        let mut it = StandIn::new(answers, LONG).await;
+        let error = it.disk.postsuspend(&epoch(1)).await.unwrap_err().to_string();
+        assert!(error.contains("SEND_CHECKPOINT") && error.contains(word), "{error}");
+        assert!(it.disk.postsuspend(&epoch(2)).await.is_err());
+    }
+    for (answers, word) in [("0 EIO", "Input/output error"), ("0 1", "answered 1")] {
+        let mut it = StandIn::new(answers, LONG).await;
+        it.disk.postsuspend(&epoch(1)).await.unwrap();
+        let error = it.disk.confirm(&epoch(1)).await.unwrap_err().to_string();
+        assert!(error.contains("WAIT_CHECKPOINT_ACK") && error.contains(word), "{error}");
+        assert!(it.disk.postsuspend(&epoch(2)).await.is_err());
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_does_not_answer_is_an_error_and_so_is_an_epoch_that_it_has_and_nobody_will_ever_acknowledge() {
+    let mut it = StandIn::new("0 hang", Duration::from_secs(2)).await;
+    it.disk.postsuspend(&epoch(1)).await.unwrap();
+    let error = it.disk.confirm(&epoch(1)).await.unwrap_err().to_string();
+    assert!(error.contains("within"), "{error}");
+
+    let mut it = StandIn::new("1 0", LONG).await;
+    it.disk.postsuspend(&epoch(1)).await.unwrap();
+    it.disk.abandon(&epoch(1)).await.unwrap();
+    it.disk.postsuspend(&epoch(2)).await.unwrap();
+    let error = it.disk.abandon(&epoch(2)).await.unwrap_err().to_string();
+    assert!(error.contains("protect the guest anew"), "{error}");
+    assert!(it.disk.postsuspend(&epoch(3)).await.is_err());
 }
 
 #[tokio::test]

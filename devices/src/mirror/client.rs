@@ -265,6 +265,22 @@ impl DiskClient {
         self.call(&Request::Demote {}, "demote", SLOW).await
     }
 
+    /// Gives the disk up as a mirrored one: a guest whose device-mapper device was moved onto it goes on with what that led to at first.
+    ///
+    /// # Errors
+    /// [`ClientError`]; under protection, or open without such a device.
+    pub async fn leave(&mut self) -> Result<(), ClientError> {
+        self.call(&Request::Leave {}, "leave", SLOW).await
+    }
+
+    /// Ends the service of a disk that was left.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn quit(&mut self) -> Result<(), ClientError> {
+        self.call(&Request::Quit {}, "quit", QUICK).await
+    }
+
     /// The loser: nobody may use the disk. Requests of a guest that still has it fail.
     ///
     /// # Errors

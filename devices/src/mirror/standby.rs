@@ -35,10 +35,21 @@ pub struct Standby {
     names: Vec<String>,
 }
 
-/// The mirrored disk that this path is the link of, if it is one.
+/// Below [`super::client::LINKS`]: a link for each device-mapper device that is moved onto a mirrored disk, with that disk's name.
+pub const ABOVE: &str = ".above";
+
+/// The mirrored disk that a guest's disk is, if it is one: its link, or a device-mapper device that is moved onto it. Looks into the
+/// file system; does not wait.
 #[must_use]
-pub fn name_of<'a>(links: &Path, target: &'a str) -> Option<&'a str> {
-    Path::new(target).strip_prefix(links).ok()?.to_str().filter(|name| !name.is_empty() && !name.contains('/'))
+pub fn name_of(links: &Path, target: &str) -> Option<String> {
+    let target = Path::new(target);
+    if let Ok(below) = target.strip_prefix(links) {
+        return below.to_str().filter(|name| !name.is_empty() && !name.contains('/')).map(str::to_owned);
+    }
+    let device = target.canonicalize().ok()?;
+    let above = std::fs::read_dir(links.join(ABOVE)).ok()?.flatten();
+    let same = above.filter(|entry| entry.path().canonicalize().is_ok_and(|path| path == device));
+    same.filter_map(|entry| entry.file_name().into_string().ok()).next()
 }
 
 impl Standby {
@@ -145,9 +156,24 @@ mod tests {
     #[test]
     fn only_links_of_ours_are_mirrored_disks() {
         let links = Path::new("/dev/remus");
-        assert_eq!(name_of(links, "/dev/remus/root"), Some("root"));
+        assert_eq!(name_of(links, "/dev/remus/root").as_deref(), Some("root"));
         for other in ["/dev/remus", "/dev/remus/a/b", "/dev/vg/root", "phy:/dev/remus/root", ""] {
             assert_eq!(name_of(links, other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_device_above_a_mirrored_disk_is_known_by_any_of_its_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let links = dir.path().join("remus");
+        std::fs::create_dir_all(links.join(ABOVE)).unwrap();
+        let (node, alias) = (dir.path().join("dm-3"), dir.path().join("vg-root"));
+        std::fs::write(&node, "").unwrap();
+        std::os::unix::fs::symlink(&node, &alias).unwrap();
+        assert_eq!(name_of(&links, alias.to_str().unwrap()), None);
+        std::os::unix::fs::symlink(&alias, links.join(ABOVE).join("web")).unwrap();
+        for path in [&node, &alias] {
+            assert_eq!(name_of(&links, path.to_str().unwrap()).as_deref(), Some("web"));
         }
     }
 }

@@ -79,7 +79,7 @@ impl Mirror {
     #[must_use]
     pub fn name_of(&self, device: &Device) -> Option<String> {
         let target = device.param("params").or_else(|| device.param("physical-device-path"))?;
-        standby::name_of(&self.config.links, target).map(str::to_owned)
+        standby::name_of(&self.config.links, target)
     }
 }
 

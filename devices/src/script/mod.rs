@@ -3,7 +3,7 @@
 //!
 //! `docs/disks.md` has the lines and the environment.
 
-mod process;
+pub(crate) mod process;
 mod standby;
 #[cfg(test)]
 mod tests;

@@ -19,7 +19,7 @@ const GRACE: Duration = Duration::from_secs(1);
 
 /// A program did not do its part.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ScriptError {
+pub(crate) enum ScriptError {
     #[error("{program}: {source}")]
     Start { program: PathBuf, source: std::io::Error },
     #[error("the program does not run any more; its messages are in the log")]
@@ -37,7 +37,7 @@ pub(super) enum ScriptError {
 }
 
 /// Refuses a program that somebody else than root could change: it is named by a client or by the other host, and run as root.
-pub(super) fn trusted(program: &Path) -> Result<(), ScriptError> {
+pub(crate) fn trusted(program: &Path) -> Result<(), ScriptError> {
     let untrusted =
         |why: String| ScriptError::Start { program: program.to_owned(), source: std::io::Error::other(why) };
     if !program.is_absolute() {
@@ -53,7 +53,7 @@ pub(super) fn trusted(program: &Path) -> Result<(), ScriptError> {
 }
 
 /// A running program, the leader of its process group.
-pub(super) struct Process {
+pub(crate) struct Process {
     child: Child,
     group: Group,
     input: ChildStdin,
@@ -62,7 +62,7 @@ pub(super) struct Process {
 
 impl Process {
     /// `about` says in the log what it is for.
-    pub(super) fn start(
+    pub(crate) fn start(
         program: &Path,
         environment: &BTreeMap<String, String>,
         about: String,
@@ -97,7 +97,7 @@ impl Process {
     }
 
     /// Sends a line and returns the answer's, without its end.
-    pub(super) async fn ask(&mut self, line: &str, within: Duration) -> Result<String, ScriptError> {
+    pub(crate) async fn ask(&mut self, line: &str, within: Duration) -> Result<String, ScriptError> {
         let asked = || line.to_owned();
         let exchange = async {
             self.input.write_all(format!("{line}\n").as_bytes()).await?;
@@ -113,7 +113,7 @@ impl Process {
     }
 
     /// Closes its input, and ends the whole group if it does not end soon.
-    pub(super) async fn end(self) {
+    pub(crate) async fn end(self) {
         let Self { mut child, mut group, input, output } = self;
         drop((input, output));
         // The group's number stays taken for as long as it has members; with none left the kernel says so.

@@ -70,6 +70,7 @@ enum Phase {
     Arm,
     Postsuspend,
     Preresume,
+    Confirm,
     Commit,
     Abandon,
 }
@@ -80,6 +81,7 @@ impl Phase {
             Phase::Arm => "be armed",
             Phase::Postsuspend => "close an epoch",
             Phase::Preresume => "prepare to resume",
+            Phase::Confirm => "wait for an epoch's replication",
             Phase::Commit => "commit an epoch",
             Phase::Abandon => "abandon an epoch",
         }
@@ -185,6 +187,14 @@ impl DeviceSet {
         self.run(Phase::Preresume, epoch).await
     }
 
+    /// The guest runs, and the epoch is about to be declared whole. Waits for devices that replicate by themselves.
+    ///
+    /// # Errors
+    /// As for [`DeviceSet::arm`]. The epoch must not be declared whole.
+    pub async fn confirm(&mut self, epoch: &EpochContext) -> Result<(), SetError> {
+        self.run(Phase::Confirm, epoch).await
+    }
+
     /// The epoch is acknowledged.
     ///
     /// # Errors
@@ -213,6 +223,7 @@ impl DeviceSet {
                 Phase::Arm => t.ops.arm(),
                 Phase::Postsuspend => t.ops.postsuspend(epoch),
                 Phase::Preresume => t.ops.preresume(epoch),
+                Phase::Confirm => t.ops.confirm(epoch),
                 Phase::Commit => t.ops.commit(epoch),
                 Phase::Abandon => t.ops.abandon(epoch),
             })

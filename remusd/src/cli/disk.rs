@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use devices::mirror::client::{ClientError, DiskClient, RUN};
+use devices::mirror::io::{name_below, remove_below};
 use devices::mirror::service::Status;
 
 use super::args::Notify;
@@ -29,7 +30,12 @@ pub enum DiskCommand {
         /// Its name: letters, digits, '-', '_' and '.'.
         name: String,
         /// The block device or file that it lives on, of the same size on both hosts.
-        backing: PathBuf,
+        #[arg(required_unless_present = "above", conflicts_with = "above")]
+        backing: Option<PathBuf>,
+        /// In place of BACKING: a device-mapper device (a logical volume) that a guest has as its disk, running or not. It is moved onto
+        /// the mirror, which lives on what the device led to.
+        #[arg(long, value_name = "DEVICE")]
+        above: Option<PathBuf>,
         /// The N of the /dev/nbdN that is to be this disk's.
         #[arg(long, value_name = "N")]
         nbd: u32,
@@ -61,6 +67,12 @@ pub enum DiskCommand {
     },
     /// This host's copy may be OVERWRITTEN: it follows the other host's from now on.
     Demote {
+        /// The disk.
+        name: String,
+    },
+    /// Make it an ordinary disk again, with the contents that it has. A guest's device-mapper device is moved off the mirror while the
+    /// guest runs; any other disk has to be detached before.
+    Remove {
         /// The disk.
         name: String,
     },
@@ -111,11 +123,15 @@ fn client_error(error: &ClientError) -> ApiError {
 pub async fn run(disk: &Disk) -> Result<serde_json::Value, ApiError> {
     let message = |text: String| Ok(serde_json::json!({ "message": text }));
     match &disk.command {
-        DiskCommand::Create { name, backing, nbd, meta, via, capacity, source } => {
+        DiskCommand::Create { name, backing, above, nbd, meta, via, capacity, source } => {
             check_name(name)?;
             let meta = meta.clone().unwrap_or_else(|| Path::new(STATE).join(format!("{name}.meta")));
+            let above = above.as_deref().map(absolute).transpose()?;
+            // The service makes that device.
+            let below = Path::new("/dev/mapper").join(name_below(name));
             let settings = Settings {
-                backing: &absolute(backing)?,
+                backing: &absolute(backing.as_deref().unwrap_or(&below))?,
+                above: above.as_deref(),
                 meta: &absolute(&meta)?,
                 nbd: *nbd,
                 via: via.as_deref(),
@@ -124,7 +140,14 @@ pub async fn run(disk: &Disk) -> Result<serde_json::Value, ApiError> {
             create(name, &settings)?;
             answering(name).await?;
             if *source {
-                return message(attach(name, false).await?);
+                let attached = attach(name, false).await?;
+                return message(match above {
+                    Some(device) => format!(
+                        "{} leads to the mirrored disk {name} now, for guests that have it too",
+                        device.display()
+                    ),
+                    None => attached,
+                });
             }
             client(name).demote().await.map_err(|error| client_error(&error))?;
             message(format!(
@@ -139,6 +162,10 @@ pub async fn run(disk: &Disk) -> Result<serde_json::Value, ApiError> {
         DiskCommand::Demote { name } => {
             client(name).demote().await.map_err(|error| client_error(&error))?;
             message(format!("disk {name} is a copy now and follows whoever connects"))
+        }
+        DiskCommand::Remove { name } => {
+            remove(name).await?;
+            message(format!("disk {name} is no mirrored disk any more; its contents are where they were"))
         }
         DiskCommand::Verify { .. } => Err(ApiError::new(ErrorCode::Invalid, "comparing is the daemon's work")),
         DiskCommand::Status { name } => {
@@ -190,8 +217,59 @@ async fn attach(name: &str, take_over: bool) -> Result<String, ApiError> {
     Ok(format!("in the guest's configuration: disk = [ 'phy:{},xvda,w' ]", link.display()))
 }
 
+/// The service lets go first: until then nothing has changed, and afterwards nothing is lost by trying again.
+async fn remove(name: &str) -> Result<(), ApiError> {
+    check_name(name)?;
+    let path = Path::new(CONFIG).join(format!("{name}.env"));
+    let text = std::fs::read_to_string(&path).map_err(|error| failed(&format!("{}: {error}", path.display())))?;
+    client(name).leave().await.map_err(|error| client_error(&error))?;
+    if Path::new("/run/systemd/system").is_dir() {
+        let status = Command::new("systemctl").args(["disable", "--now", &format!("remus-disk@{name}")]).status();
+        let status = status.map_err(|error| failed(&format!("systemctl: {error}")))?;
+        if !status.success() {
+            return Err(failed(&format!("systemctl disable --now remus-disk@{name}: {status}")));
+        }
+    } else {
+        client(name).quit().await.map_err(|error| client_error(&error))?;
+    }
+    // A killed service's lock on the device below ends with its last request.
+    let mut backoff =
+        Backoff::new(Duration::from_millis(20), Duration::from_millis(500), START).map_err(|e| failed(&e))?;
+    while let Err(error) = remove_below(name) {
+        backoff.wait().await.map_err(|_| failed(&error))?;
+    }
+    // Another disk of this name must not take over what this one knew.
+    let meta = value_of(&text, "META").map(PathBuf::from);
+    for file in meta.into_iter().chain([path]) {
+        match std::fs::remove_file(&file) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(failed(&format!("{}: {error}", file.display())));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// A value of an environment file that [`environment`] wrote.
+fn value_of(text: &str, key: &str) -> Option<String> {
+    let quoted = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix("=\"")?.strip_suffix('"'))?;
+    let (mut value, mut escaped) = (String::new(), false);
+    for c in quoted.chars() {
+        match c {
+            '\\' if !escaped => escaped = true,
+            c => {
+                value.push(c);
+                escaped = false;
+            }
+        }
+    }
+    Some(value)
+}
+
 struct Settings<'a> {
     backing: &'a Path,
+    above: Option<&'a Path>,
     meta: &'a Path,
     nbd: u32,
     via: Option<&'a str>,
@@ -211,10 +289,11 @@ fn environment(settings: &Settings<'_>) -> String {
         quoted.push('"');
         quoted
     };
-    let Settings { backing, meta, nbd, via, capacity } = settings;
+    let Settings { backing, above, meta, nbd, via, capacity } = settings;
     format!(
-        "BACKING={}\nMETA={}\nNBD={nbd}\nVIA={}\nCAPACITY={capacity}\n",
+        "BACKING={}\nABOVE={}\nMETA={}\nNBD={nbd}\nVIA={}\nCAPACITY={capacity}\n",
         quote(&backing.display().to_string()),
+        quote(&above.map(|device| device.display().to_string()).unwrap_or_default()),
         quote(&meta.display().to_string()),
         quote(via.unwrap_or_default()),
     )
@@ -257,6 +336,7 @@ fn start(name: &str, settings: &Settings<'_>) -> std::io::Result<()> {
     let mut command = Command::new("setsid");
     command.args(["--fork", "remus-disk", "serve", name, "--nbd", &settings.nbd.to_string()]);
     command.arg("--backing").arg(settings.backing).arg("--meta").arg(settings.meta);
+    command.arg("--above").arg(settings.above.unwrap_or(Path::new("")));
     command.args(["--via", settings.via.unwrap_or_default(), "--capacity", &settings.capacity.to_string()]);
     let status = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).status()?;
     if status.success() { Ok(()) } else { Err(std::io::Error::other(format!("setsid: {status}"))) }
@@ -328,11 +408,15 @@ mod tests {
     #[test]
     fn an_environment_file_keeps_every_character() {
         let (backing, meta) = (Path::new("/dev/vg/a b"), Path::new("/m"));
-        let settings = Settings { backing, meta, nbd: 3, via: Some(r#"x "$1" \`y"#), capacity: 9 };
+        let settings = Settings { backing, above: None, meta, nbd: 3, via: Some(r#"x "$1" \`y"#), capacity: 9 };
+        let text = environment(&settings);
         assert_eq!(
-            environment(&settings),
-            "BACKING=\"/dev/vg/a b\"\nMETA=\"/m\"\nNBD=3\nVIA=\"x \\\"\\$1\\\" \\\\\\`y\"\nCAPACITY=9\n"
+            text,
+            "BACKING=\"/dev/vg/a b\"\nABOVE=\"\"\nMETA=\"/m\"\nNBD=3\nVIA=\"x \\\"\\$1\\\" \\\\\\`y\"\nCAPACITY=9\n"
         );
+        assert_eq!(value_of(&text, "VIA").as_deref(), settings.via);
+        assert_eq!(value_of(&text, "META").as_deref(), Some("/m"));
+        assert_eq!(value_of(&text, "NOTHING"), None);
     }
 
     #[test]

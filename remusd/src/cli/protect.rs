@@ -149,7 +149,7 @@ pub struct Choices {
     #[arg(long, value_enum, default_value = "wait")]
     pub on_primary_loss: PrimaryLoss,
     /// UNSAFE choices, by name: disk:VDEV or disk:all (its contents are not replicated), no-netbuffer (output is not
-    /// held), stock-receiver (HOST is a command that runs `xl migrate-receive -r`), blackhole (no copy at all).
+    /// held), drbd (disks on DRBD with protocol D, which can be an epoch ahead after a loss), stock-receiver (HOST is a command that runs `xl migrate-receive -r`), blackhole (no copy at all).
     #[arg(long = "unsafe", value_name = "WHAT")]
     pub unsafe_choices: Vec<String>,
     /// A disk that a program keeps in step, on both hosts: its name in the guest, and the program (docs/disks.md). May be given for
@@ -270,6 +270,7 @@ impl Choices {
         for choice in &self.unsafe_choices {
             match choice.as_str() {
                 "no-netbuffer" => options.no_netbuffer = true,
+                "drbd" => options.drbd = true,
                 "blackhole" => target = Target::Blackhole,
                 "stock-receiver" => {
                     let command = match &self.ssh {
@@ -283,7 +284,7 @@ impl Choices {
                     Some(disk) if !disk.is_empty() => options.unsafe_disks.push(disk.into()),
                     _ => {
                         return Err(format!(
-                            "--unsafe {other}: choose disk:VDEV, disk:all, no-netbuffer, stock-receiver or blackhole"
+                            "--unsafe {other}: choose disk:VDEV, disk:all, no-netbuffer, drbd, stock-receiver or blackhole"
                         ));
                     }
                 },

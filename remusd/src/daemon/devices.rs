@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use devices::drbd::Drbd;
+use devices::drbd::{Drbd, DrbdLimits};
 use devices::mirror::client::{DiskClient, RUN};
 use devices::mirror::{DiskNews, Mirror, MirrorConfig};
 use devices::netbuffer::{NetBuffer, NetBufferConfig, NetEvent, SetupScript, SetupStore};
@@ -93,10 +93,26 @@ pub fn script(options: &ProtectOptions, store: &Arc<dyn XenStore>) -> Option<Set
 /// Where packages put our scripts.
 const SCRIPTS: [&str; 2] = ["/usr/lib/remus", "/usr/local/lib/remus"];
 
-/// The probe for DRBD devices, where it is installed. It is asked about every disk that is not ours: ordinary DRBD is
-/// refused with the reason (hazard F12), not as a disk that nobody knows.
-fn drbd_probe() -> Option<PathBuf> {
-    SCRIPTS.iter().map(|dir| Path::new(dir).join("block-drbd-probe")).find(|path| path.is_file())
+/// One of our scripts, where it is installed.
+fn installed(name: &str) -> Option<PathBuf> {
+    SCRIPTS.iter().map(|dir| Path::new(dir).join(name)).find(|path| path.is_file())
+}
+
+/// DRBD is asked about for every disk that is not ours: an ordinary one is refused with the reason (hazard F12), not as a disk that
+/// nobody knows.
+fn drbd(options: &ProtectOptions) -> Option<Drbd> {
+    let drbd = Drbd::new(installed("block-drbd-probe")?);
+    let chosen = options.drbd.then(|| installed("drbd-checkpoint")).flatten();
+    Some(match chosen {
+        None => drbd,
+        Some(program) => {
+            let paused = Duration::from_millis(options.pause_deadline_ms / 2);
+            drbd.with_checkpoints(
+                program,
+                DrbdLimits { paused, running: Duration::from_millis(options.ack_deadline_ms) },
+            )
+        }
+    })
 }
 
 /// The device set that these options ask for, with `scripted` in the care of their programs. What happens to the network buffers goes to `events`, to mirrored disks to `disks`; with an automatic interval held output is told to `output`.
@@ -138,8 +154,8 @@ pub fn set(
         Target::Command(_) | Target::Blackhole | Target::StockReceiver(_) => None,
     };
     subkinds.push(Arc::new(Mirror::new(MirrorConfig { peer, ..MirrorConfig::default() }, disks)));
-    if let Some(probe) = drbd_probe() {
-        subkinds.push(Arc::new(Drbd::new(probe)));
+    if let Some(drbd) = drbd(options) {
+        subkinds.push(Arc::new(drbd));
     }
     let names = options.unsafe_disks.iter().filter(|d| *d != "all");
     let mut policy = Policy::with_names(names.cloned());

@@ -137,7 +137,7 @@ fn disk(name: &str, status: &Status) -> Finding {
 /// The mirrored disk that a disk of a guest's configuration is.
 pub(super) fn name_of(disk: &Value) -> Option<String> {
     let target = disk.get("pdev_path")?.as_str()?;
-    devices::mirror::standby::name_of(LINKS.as_ref(), target).map(str::to_owned)
+    devices::mirror::standby::name_of(LINKS.as_ref(), target)
 }
 
 /// Of a guest's disks, those on the mirror that dom0's page cache is in front of (hazard F12a).

@@ -160,6 +160,8 @@ pub struct ProtectOptions {
     pub engine: EngineKind,
     /// UNSAFE: output is not held at all (`xl remus -n`).
     pub no_netbuffer: bool,
+    /// UNSAFE: disks on DRBD with protocol D are used, whose peer may be an epoch ahead of the memory.
+    pub drbd: bool,
     /// UNSAFE: disks that are let pass although they are not replicated: a vdev name, or `all` (`xl remus -d`).
     pub unsafe_disks: Vec<String>,
 }
@@ -187,6 +189,7 @@ impl Default for ProtectOptions {
             manage_autostart: false,
             engine: EngineKind::default(),
             no_netbuffer: false,
+            drbd: false,
             unsafe_disks: Vec::new(),
         }
     }

@@ -29,17 +29,27 @@ pub struct WithDisk<'p> {
 
 /// Makes the disk's service run on a host; on the one that has the contents, or as the copy.
 pub fn create(host: &Host, source: bool) -> Result<()> {
-    let peer = if host.name() == "a" { "hostb" } else { "hosta" };
-    // Plain TCP leads to the disk's service, as port 7788 does to the daemon: emulated ciphers are slow.
+    backing(host)?;
+    create_on(host, BACKING, source)
+}
+
+/// Makes the file that a disk lives on.
+pub fn backing(host: &Host) -> Result<()> {
     // Pages that stay mapped in dom0 are written behind the log of dirty pages (docs/disks.md).
     host.sh("echo 0 >/sys/module/xen_blkback/parameters/feature_persistent")?;
-    host.sh(&format!("mkdir -p /var/lib/remus && truncate -s {SIZE_MB}M {BACKING}"))?;
+    host.sh(&format!("mkdir -p /var/lib/remus && truncate -s {SIZE_MB}M {BACKING}")).map(drop)
+}
+
+/// As [`create`], on a device or file that is there, or with `--above DEVICE`.
+pub fn create_on(host: &Host, backing: &str, source: bool) -> Result<()> {
+    let peer = if host.name() == "a" { "hostb" } else { "hosta" };
+    // Plain TCP leads to the disk's service, as port 7788 does to the daemon: emulated ciphers are slow.
     listen(host, 7789, &format!("/run/remus/disk/{DISK}.peer"))?;
     let role = if source { "--source" } else { "" };
     host.sh(&format!(
-        "remus disk create {DISK} {BACKING} --nbd 0 --capacity 32 --via 'exec socat -b 262144 - TCP:{peer}:7789' {role}"
-    ))?;
-    Ok(())
+        "remus disk create {DISK} {backing} --nbd 0 --capacity 32 --via 'exec socat -b 262144 - TCP:{peer}:7789' {role}"
+    ))
+    .map(drop)
 }
 
 /// Starts the disk's service again, as the unit does: after a boot of the host, or after it was killed.
@@ -47,7 +57,7 @@ pub fn serve(host: &Host) -> Result<()> {
     listen(host, 7789, &format!("/run/remus/disk/{DISK}.peer"))?;
     host.sh(&format!(
         ". /etc/remus/disk/{DISK}.env; mkdir -p /var/log/remus; \
-         setsid --fork remus-disk serve {DISK} --backing \"$BACKING\" --meta \"$META\" --nbd \"$NBD\" --via \"$VIA\" \
+         setsid --fork remus-disk serve {DISK} --backing \"$BACKING\" --above \"$ABOVE\" --meta \"$META\" --nbd \"$NBD\" --via \"$VIA\" \
          --capacity \"$CAPACITY\" >>/var/log/remus/disk-{DISK}.log 2>&1 </dev/null"
     ))?;
     wait_until(PATIENCE, "the disk's service answers", || {

@@ -3,7 +3,9 @@
 mod api_programs;
 mod api_story;
 mod disk_database;
+mod disk_drbd;
 mod disk_kills;
+mod disk_move;
 mod disk_planned_stop;
 mod disk_power_loss;
 mod disk_resync;
@@ -85,6 +87,7 @@ pub const SCENARIOS: &[Scenario] = &[
     main_refusals::REFUSALS,
     disk_power_loss::LOSS,
     disk_database::DATABASE,
+    disk_drbd::DRBD,
     safety_partitions::HOSTS,
     safety_partitions::PRIMARY,
     safety_partitions::BACKUP,
@@ -118,6 +121,7 @@ pub const SCENARIOS: &[Scenario] = &[
     disk_kills::DAEMON,
     disk_kills::SERVICE,
     disk_kills::COPY,
+    disk_move::MOVE,
     speed_native::COMPARE_HVM,
     speed_native::POWER_LOSS_HVM,
     safety_soak::SOAK,
@@ -125,7 +129,7 @@ pub const SCENARIOS: &[Scenario] = &[
 
 /// Scenarios that are written but that no run has shown to pass yet: skipped, and counted as such, unless `XEN_TEST_UNSHOWN` is set.
 /// A name leaves this list with the run that shows it.
-pub const UNSHOWN: &[&str] = &["disk-database", "disk-fail-back"];
+pub const UNSHOWN: &[&str] = &["disk-database", "disk-drbd", "disk-move"];
 
 /// What a scenario works with.
 #[derive(Debug)]

@@ -36,6 +36,9 @@ enum Sub {
         /// Where the link to the block device is made.
         #[arg(long, default_value = "/dev/remus")]
         links: PathBuf,
+        /// The device-mapper device that the guest has as its disk, to be moved onto the mirror; what it led to is the backing device.
+        #[arg(long)]
+        above: Option<PathBuf>,
         /// The N of the /dev/nbdN that is this disk's.
         #[arg(long)]
         nbd: Option<u32>,
@@ -66,11 +69,12 @@ fn main() -> anyhow::Result<()> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter()).init();
     let args = Args::parse();
     match args.command {
-        Sub::Serve { name, backing, meta, capacity, links, nbd, via, unlocked } => {
+        Sub::Serve { name, backing, meta, capacity, links, above, nbd, via, unlocked } => {
             check_name(&name)?;
             let (run, capacity) = (args.run, capacity << 20);
             let via = via.filter(|via| !via.is_empty());
-            let config = NodeConfig { name, backing, meta, run, links, capacity, nbd, via };
+            let above = above.filter(|device| !device.as_os_str().is_empty());
+            let config = NodeConfig { name, backing, meta, run, links, above, capacity, nbd, via };
             if unlocked {
                 tracing::warn!("memory is not locked: a dom0 short of memory can hang its guests");
             } else {

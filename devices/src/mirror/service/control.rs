@@ -50,6 +50,9 @@ pub enum Request {
     Activate {
         epoch: u64,
     },
+    Leave {},
+    /// Ends the service of a disk that was left.
+    Quit {},
     Verify {},
     AbortVerify {},
     /// From now on only events are sent, one per line.
@@ -162,6 +165,8 @@ impl Node {
             Request::Commit { epoch } => ok(self.commit(epoch)),
             Request::Freeze {} => ok(self.freeze()),
             Request::Activate { epoch } => ok(self.activate(epoch)),
+            Request::Leave {} => ok(self.leave()),
+            Request::Quit {} => ok(self.may_quit()),
             Request::Verify {} => ok(self.verify()),
             Request::AbortVerify {} => ok(self.abort_verify()),
             Request::Events {} => Response::Ok(serde_json::Value::Null),
@@ -184,7 +189,12 @@ impl Node {
                 }
             };
             let events = (request == Request::Events {}).then(|| self.events());
-            say(serde_json::to_vec(&self.answer(request)))?;
+            let quits = request == Request::Quit {};
+            let answer = self.answer(request);
+            say(serde_json::to_vec(&answer))?;
+            if quits && matches!(answer, Response::Ok(_)) {
+                std::process::exit(0);
+            }
             for event in events.into_iter().flatten() {
                 say(serde_json::to_vec(&event))?;
             }

@@ -2,6 +2,7 @@
 //!
 //! Threads and blocking I/O: a write of the guest is one thread's work from the socket to the disk and back.
 
+mod above;
 mod control;
 mod dial;
 mod engine;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::above;
 use super::control::{Status, TargetStatus};
 use super::dial::Dialer;
 use super::engine::{Engine, Parts};
@@ -17,7 +18,7 @@ use crate::mirror::core::extent::{DEFAULT_REGION, Geometry, GeometryError};
 use crate::mirror::core::meta::{Head, Role};
 use crate::mirror::core::source::SessionError;
 use crate::mirror::core::target::EpochError;
-use crate::mirror::io::{Backing, BackingError, MetaFile, MetaFileError};
+use crate::mirror::io::{Backing, BackingError, Mapped, MapperError, MetaFile, MetaFileError};
 use crate::mirror::nbd::kernel::{Kernel, KernelError, Settings};
 use crate::mirror::nbd::server;
 
@@ -45,6 +46,8 @@ pub struct NodeConfig {
     pub run: PathBuf,
     /// Where the link to the block device is made, `/dev/remus`.
     pub links: PathBuf,
+    /// The device-mapper device that the guest has as its disk: it is moved onto the mirror. The backing device is then what it led to.
+    pub above: Option<PathBuf>,
     /// Bytes that may be on their way or held.
     pub capacity: u64,
     /// The N of the `/dev/nbdN` that is this disk's. The link leads there also while the disk is no source: xl wants to
@@ -70,6 +73,8 @@ pub enum NodeError {
     Epoch(#[from] EpochError),
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    #[error(transparent)]
+    Mapper(#[from] MapperError),
     #[error("disk {name} is {is}, not {wanted}")]
     Role { name: String, is: &'static str, wanted: &'static str },
     #[error("disk {0} holds epochs of a guest or is being activated; its daemon has to let go first (disarm)")]
@@ -79,6 +84,10 @@ pub enum NodeError {
              --force makes it the source as it is, with everything compared later"
     )]
     NotGood(String),
+    #[error("disk {0} is under protection: `remus unprotect` its guest first")]
+    Armed(String),
+    #[error("disk {0} is in use; leave it first")]
+    InUse(String),
     #[error("disk {0} is open; close it first")]
     Open(String),
     #[error("disk {0} has no copy that it follows")]
@@ -89,7 +98,7 @@ pub enum NodeError {
     Io { what: String, source: io::Error },
 }
 
-fn io_error(what: impl Into<String>) -> impl FnOnce(io::Error) -> NodeError {
+pub(super) fn io_error(what: impl Into<String>) -> impl FnOnce(io::Error) -> NodeError {
     move |source| NodeError::Io { what: what.into(), source }
 }
 
@@ -99,23 +108,23 @@ pub(super) struct Shared {
     pub(super) capacity: u64,
     pub(super) parts: Parts,
     head: Mutex<Head>,
-    duty: Mutex<Duty>,
+    pub(super) duty: Mutex<Duty>,
     /// Held while a source is being accepted, or while the disk becomes something else.
     changing: Mutex<()>,
 }
 
-enum Duty {
+pub(super) enum Duty {
     None,
     Source(SourceDuty),
     Target(Option<Arc<Follower>>),
 }
 
-struct SourceDuty {
-    engine: Arc<Engine>,
-    open: bool,
+pub(super) struct SourceDuty {
+    pub(super) engine: Arc<Engine>,
+    pub(super) open: bool,
     clients: Vec<UnixStream>,
     dialer: Option<Dialer>,
-    nbd: Option<u32>,
+    pub(super) nbd: Option<u32>,
 }
 
 impl Duty {
@@ -128,7 +137,7 @@ impl Duty {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -187,11 +196,12 @@ impl Shared {
 
 /// The disk.
 pub struct Node {
-    shared: Arc<Shared>,
-    run: PathBuf,
-    links: PathBuf,
+    pub(super) shared: Arc<Shared>,
+    pub(super) run: PathBuf,
+    pub(super) links: PathBuf,
     nbd: Option<u32>,
     via: Option<String>,
+    pub(super) above: Option<Mapped>,
 }
 
 impl Node {
@@ -200,14 +210,18 @@ impl Node {
     /// # Errors
     /// [`NodeError`].
     pub fn open(config: &NodeConfig) -> Result<Arc<Self>, NodeError> {
+        let above = config.above.as_ref().map(|device| above::prepare(device, &config.name)).transpose()?;
         let backing = Backing::open(&config.backing, PREDECESSOR_S)?;
         let block = backing.block().map_err(io_error(config.backing.display().to_string()))?;
         let size = backing.size() - backing.size() % u64::from(block.max(512));
         let region =
             (DEFAULT_REGION..=64 << 20).find(|r| r.is_power_of_two() && size.div_ceil(u64::from(*r)) <= 1 << 22);
         let geometry = Geometry::new(size, block, region.unwrap_or(64 << 20))?;
-        let (meta, loaded) = MetaFile::open(&config.meta, geometry, uuid::Uuid::new_v4().as_u128())?;
+        let (meta, mut loaded) = MetaFile::open(&config.meta, geometry, uuid::Uuid::new_v4().as_u128())?;
         let role = loaded.head.role;
+        if above.is_some() && !runtime::path(&config.run, &config.name).exists() {
+            above::distrust(&meta, &mut loaded.head)?;
+        }
         let parts = Parts {
             backing: Arc::new(backing),
             meta: Arc::new(meta),
@@ -228,11 +242,13 @@ impl Node {
             changing: Mutex::new(()),
         });
         let (run, links) = (config.run.clone(), config.links.clone());
-        let node = Arc::new(Self { shared, run, links, nbd: config.nbd, via: config.via.clone() });
+        let node = Arc::new(Self { shared, run, links, nbd: config.nbd, via: config.via.clone(), above });
+        node.link_above()?;
         if let Some(index) = config.nbd {
             node.link(index)?;
         }
         node.take_up()?;
+        node.settle_above()?;
         Ok(node)
     }
 
@@ -255,7 +271,7 @@ impl Node {
         runtime::path(&self.run, &self.shared.name)
     }
 
-    fn save_runtime(&self, duty: &Duty) -> Result<(), NodeError> {
+    pub(super) fn save_runtime(&self, duty: &Duty) -> Result<(), NodeError> {
         let runtime = match duty {
             Duty::Source(s) => {
                 Runtime { open: s.open, nbd: s.nbd, via: s.dialer.as_ref().map(|dialer| dialer.via.clone()) }
@@ -266,7 +282,7 @@ impl Node {
         runtime::save(&path, &runtime).map_err(io_error(path.display().to_string()))
     }
 
-    fn source<T>(&self, f: impl FnOnce(&mut SourceDuty) -> T) -> Result<T, NodeError> {
+    pub(super) fn source<T>(&self, f: impl FnOnce(&mut SourceDuty) -> T) -> Result<T, NodeError> {
         match &mut *lock(&self.shared.duty) {
             Duty::Source(source) => Ok(f(source)),
             duty => Err(self.shared.wrong(duty, "the source")),
@@ -285,7 +301,7 @@ impl Node {
         }
     }
 
-    fn change(&self) -> Result<MutexGuard<'_, ()>, NodeError> {
+    pub(super) fn change(&self) -> Result<MutexGuard<'_, ()>, NodeError> {
         self.shared.try_change().ok_or_else(|| NodeError::Busy(self.shared.name.clone()))
     }
 
@@ -344,7 +360,8 @@ impl Node {
             (head.synced, head.applying, head.epoch) = (false, false, None);
         })?;
         *duty = Duty::Target(None);
-        self.save_runtime(&duty)
+        self.save_runtime(&duty)?;
+        self.cut_above()
     }
 
     /// Serves clients from now on. Only the guest's owner may ask for it.
@@ -356,7 +373,7 @@ impl Node {
         self.save_runtime(&lock(&self.shared.duty))
     }
 
-    /// Serves nobody any more; `/dev/nbdN` is taken away.
+    /// Serves nobody any more; `/dev/nbdN` is taken away, and with it what the guest's own device leads to.
     ///
     /// # Errors
     /// When the kernel keeps the device.
@@ -428,7 +445,9 @@ impl Node {
     fn attached(&self, index: u32) -> Result<PathBuf, NodeError> {
         self.source(|s| s.nbd = Some(index))?;
         self.save_runtime(&lock(&self.shared.duty))?;
-        self.link(index)
+        let link = self.link(index)?;
+        self.put_above(index)?;
+        Ok(link)
     }
 
     fn link(&self, index: u32) -> Result<PathBuf, NodeError> {
@@ -447,6 +466,12 @@ impl Node {
     /// The kernel's.
     pub fn detach(&self) -> Result<(), NodeError> {
         let Some(index) = self.source(|s| s.nbd)? else { return Ok(()) };
+        self.cut_above()?;
+        self.take_from_kernel(index)
+    }
+
+    /// Ends the kernel's client. Nobody must have its device open, or the next one cannot be made.
+    pub(super) fn take_from_kernel(&self, index: u32) -> Result<(), NodeError> {
         if self.nbd.is_none() {
             drop(std::fs::remove_file(self.links.join(&self.shared.name)));
         }

@@ -20,8 +20,7 @@ use crate::stream::{PlainComposer, Record};
 /// The mirrored disks of a domain, from libxl's JSON; CD-ROMs and disks by other backends are not ours.
 fn names(links: &std::path::Path, config: &serde_json::Value) -> Vec<String> {
     let disks = config["disks"].as_array().cloned().unwrap_or_default();
-    let path =
-        |disk: &serde_json::Value| disk["pdev_path"].as_str().and_then(|path| name_of(links, path)).map(str::to_owned);
+    let path = |disk: &serde_json::Value| disk["pdev_path"].as_str().and_then(|path| name_of(links, path));
     disks.iter().filter_map(path).collect()
 }
 

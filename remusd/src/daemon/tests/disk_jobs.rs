@@ -47,6 +47,7 @@ fn serve(dir: &Path) {
         backing: path("disk"),
         meta: path("meta"),
         run: path("run"),
+        above: None,
         links: path("links"),
         capacity: 16 << 20,
         nbd: None,

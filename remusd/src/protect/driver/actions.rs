@@ -90,7 +90,11 @@ impl Driver {
                     self.then(event);
                 }
             }
-            Action::FinishEpoch { .. } => {
+            Action::FinishEpoch { epoch, .. } => {
+                let context = self.context(epoch);
+                if let Err(error) = self.parts.devices.confirm(&context).await {
+                    return self.then(Event::EpochFailed(error.to_string()));
+                }
                 let records = std::mem::take(&mut self.current.model);
                 let audit = self.current.audit.take();
                 let _ = self.pump.try_send(PumpOrder::Finish { records, audit });
