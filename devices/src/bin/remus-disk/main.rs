@@ -37,8 +37,9 @@ enum Sub {
         #[arg(long, default_value = "/dev/remus")]
         links: PathBuf,
         /// The device-mapper device that the guest has as its disk, to be moved onto the mirror; what it led to is the backing device.
+        // Text, since a path must not be empty, and the unit passes an empty one for none.
         #[arg(long)]
-        above: Option<PathBuf>,
+        above: Option<String>,
         /// The N of the /dev/nbdN that is this disk's.
         #[arg(long)]
         nbd: Option<u32>,
@@ -73,7 +74,7 @@ fn main() -> anyhow::Result<()> {
             check_name(&name)?;
             let (run, capacity) = (args.run, capacity << 20);
             let via = via.filter(|via| !via.is_empty());
-            let above = above.filter(|device| !device.as_os_str().is_empty());
+            let above = above.filter(|device| !device.is_empty()).map(PathBuf::from);
             let config = NodeConfig { name, backing, meta, run, links, above, capacity, nbd, via };
             if unlocked {
                 tracing::warn!("memory is not locked: a dom0 short of memory can hang its guests");
