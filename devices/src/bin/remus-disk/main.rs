@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
-use devices::mirror::service::{Node, NodeConfig, Request, Response, bridge, call, serve_control};
+use devices::mirror::service::{JournalConfig, Node, NodeConfig, Request, Response, bridge, call, serve_control};
 use nix::sys::mman::{MlockAllFlags, mlockall};
 
 /// The service of one mirrored disk.
@@ -30,9 +30,16 @@ enum Sub {
         /// Its metadata file. Not on a disk that this service serves.
         #[arg(long)]
         meta: PathBuf,
-        /// Memory for writes on their way, in MiB. The smaller of both hosts' counts.
-        #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u64).range(8..=65536))]
-        capacity: u64,
+        /// Memory for writes on their way, and on the backup for those that are held, in MiB.
+        #[arg(long, visible_alias = "capacity", default_value_t = 256, value_parser = clap::value_parser!(u64).range(8..=65536))]
+        memory: u64,
+        /// A file for what a backup holds beyond its memory, NAME.journal beside the metadata if not given. Not on a disk
+        /// that this service serves.
+        #[arg(long)]
+        journal: Option<PathBuf>,
+        /// Its size in MiB, which is set aside at once; 0 for none.
+        #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=1 << 24))]
+        journal_size: u64,
         /// Where the link to the block device is made.
         #[arg(long, default_value = "/dev/remus")]
         links: PathBuf,
@@ -70,12 +77,17 @@ fn main() -> anyhow::Result<()> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter()).init();
     let args = Args::parse();
     match args.command {
-        Sub::Serve { name, backing, meta, capacity, links, above, nbd, via, unlocked } => {
+        Sub::Serve { name, backing, meta, memory, journal, journal_size, links, above, nbd, via, unlocked } => {
             check_name(&name)?;
-            let (run, capacity) = (args.run, capacity << 20);
+            let (run, memory) = (args.run, memory << 20);
             let via = via.filter(|via| !via.is_empty());
             let above = above.filter(|device| !device.is_empty()).map(PathBuf::from);
-            let config = NodeConfig { name, backing, meta, run, links, above, capacity, nbd, via };
+            let journal = (journal_size > 0).then(|| {
+                let given = journal.filter(|path| !path.as_os_str().is_empty());
+                let path = given.unwrap_or_else(|| meta.with_file_name(format!("{name}.journal")));
+                JournalConfig { path, size: journal_size << 20 }
+            });
+            let config = NodeConfig { name, backing, meta, run, links, above, memory, journal, nbd, via };
             if unlocked {
                 tracing::warn!("memory is not locked: a dom0 short of memory can hang its guests");
             } else {

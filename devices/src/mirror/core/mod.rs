@@ -10,5 +10,6 @@ pub mod range_locks;
 pub mod record;
 pub mod resync;
 pub mod source;
+pub mod spill;
 pub mod target;
 pub mod throttle;

@@ -17,7 +17,8 @@ use super::meta::{BLOCK, Head, PAGE_BYTES, Role, encode_page, pages};
 use super::record::{Payload, Record, digest};
 use super::resync::{Plan, plan};
 use super::source::{Action, SessionLimits, Source};
-use super::target::{Checked, EpochError, HeadState, Reply, Target, TargetAction};
+use super::spill::{ALIGN, Chunk, Place, Spill, Stored, capacity};
+use super::target::{Checked, EpochError, HeadState, Reply, Target, TargetAction, TargetError};
 
 const REGION: u32 = 256 * 1024;
 const SIZE: u64 = 6 * REGION as u64 + 4096;
@@ -167,6 +168,42 @@ impl Guest {
     }
 }
 
+/// The journal of a session: which piece each of its blocks has, and what the pieces are.
+struct Journal {
+    blocks: Vec<u128>,
+    pieces: Vec<Vec<Record>>,
+}
+
+impl Journal {
+    fn new(bytes: u64) -> Self {
+        Self { blocks: vec![0; (bytes / ALIGN) as usize], pieces: Vec::new() }
+    }
+
+    fn bytes(&self) -> u64 {
+        self.blocks.len() as u64 * ALIGN
+    }
+
+    fn blocks_of(&self, place: Place) -> impl Iterator<Item = usize> + use<> {
+        let count = self.blocks.len() as u64;
+        (place.at / ALIGN..(place.at + place.length) / ALIGN).map(move |block| (block % count) as usize)
+    }
+
+    fn write(&mut self, spill: Spill) -> Stored {
+        let cost: u64 = spill.records.iter().map(Record::cost).sum();
+        assert!(cost <= spill.place.length && spill.place.length <= self.bytes());
+        self.pieces.push(spill.records);
+        let name = self.pieces.len() as u128;
+        self.blocks_of(spill.place).for_each(|block| self.blocks[block] = name);
+        Stored { bytes: cost, digest: name }
+    }
+
+    fn read(&self, chunk: &Chunk) -> Vec<Record> {
+        let whole = self.blocks_of(chunk.place).all(|block| self.blocks[block] == chunk.stored.digest);
+        assert!(whole, "a piece of the journal was overwritten before it was applied");
+        self.pieces[chunk.stored.digest as usize - 1].clone()
+    }
+}
+
 enum Finished {
     Flush,
     Write(u64, Result<Payload, ()>),
@@ -185,6 +222,10 @@ struct World {
     /// Done to the disk; the source has not heard of it.
     finished: Vec<Finished>,
     target: Option<Target>,
+    journal: Journal,
+    /// Whether this session's target has little memory, and a journal.
+    spills: bool,
+    pieces: usize,
     target_doing: VecDeque<TargetAction>,
     wire: VecDeque<Record>,
     back: VecDeque<Reply>,
@@ -221,6 +262,9 @@ impl World {
             doing: Vec::new(),
             finished: Vec::new(),
             target: None,
+            journal: Journal::new(0),
+            spills: !seed.is_multiple_of(3),
+            pieces: 0,
             target_doing: VecDeque::new(),
             wire: VecDeque::new(),
             back: VecDeque::new(),
@@ -342,6 +386,10 @@ impl World {
                 let checks = apply(&mut host.disk, &records);
                 target.applied(Ok(checks));
             }
+            TargetAction::ApplySpilled(chunk) => {
+                let checks = apply(&mut host.disk, &self.journal.read(&chunk));
+                target.applied(Ok(checks));
+            }
             TargetAction::Flush => {
                 host.disk.flush();
                 target.flushed(true);
@@ -390,8 +438,27 @@ impl World {
             return;
         }
         host.forget_marks();
-        self.target = Some(Target::new(geometry(), CAPACITY, state));
-        self.source.start_session(self.now, SessionLimits { cut_bytes: 8192, ..SessionLimits::for_capacity(CAPACITY) });
+        let (memory, journal) = if self.spills { (12 << 10, CAPACITY) } else { (CAPACITY, 0) };
+        self.journal = Journal::new(journal);
+        self.target = Some(Target::with_journal(geometry(), memory, journal, state));
+        let limits = SessionLimits::for_capacity(capacity(memory, journal));
+        self.source.start_session(self.now, SessionLimits { cut_bytes: 8192, ..limits });
+    }
+
+    /// The target takes in the next record of the wire. One in so many times its journal fails, and the session with it.
+    fn receive(&mut self, fails: bool) {
+        let (Some(target), Some(record)) = (&mut self.target, self.wire.pop_front()) else { return };
+        let (held, end) = (target.progress().received, matches!(record, Record::End(_)));
+        let Some(spill) = target.receive(record).unwrap() else { return };
+        assert_eq!(target.progress().received, held, "what is not in the journal yet does not count as held");
+        let early = target.receive(Record::SyncDone);
+        assert_eq!(early, Err(TargetError::NotSpilled));
+        if fails {
+            return self.disconnect();
+        }
+        target.spilled(self.journal.write(spill));
+        assert_eq!(target.progress().received, held + u64::from(end));
+        self.pieces += 1;
     }
 
     fn disconnect(&mut self) {
@@ -424,8 +491,13 @@ impl World {
         let host = &mut self.hosts[1 - self.at];
         // What it was just writing may have got anywhere.
         match self.target_doing.front() {
-            Some(TargetAction::Apply(records)) => {
-                for record in records.clone() {
+            Some(TargetAction::Apply(_) | TargetAction::ApplySpilled(_)) => {
+                let records = match self.target_doing.front() {
+                    Some(TargetAction::Apply(records)) => records.clone(),
+                    Some(TargetAction::ApplySpilled(chunk)) => self.journal.read(chunk),
+                    _ => Vec::new(),
+                };
+                for record in records {
                     if self.luck.coin() {
                         apply(&mut host.disk, &[record]);
                     }
@@ -472,13 +544,11 @@ impl World {
 
     /// The source's host dies; the backup goes on at the newest acknowledged epoch, if there is one.
     fn failover(&mut self) {
-        let Some(target) = &mut self.target else { return self.reboot() };
         // Sometimes the stream's rest still arrives, or a part of it.
         for _ in 0..self.luck.next(4) {
-            if let Some(record) = self.wire.pop_front() {
-                target.receive(record).unwrap();
-            }
+            self.receive(false);
         }
+        let Some(target) = &mut self.target else { return self.reboot() };
         target.session_over();
         // The newest acknowledged, or one that was whole and not acknowledged yet.
         let whole = self.snapshots.keys().rev().copied().find(|epoch| target.holds(*epoch));
@@ -560,9 +630,7 @@ impl World {
             80..=109 => (0..=choice % 8).for_each(|_| self.wire.extend(self.source.next_record())),
             110..=139 => {
                 for _ in 0..=choice % 8 {
-                    if let (Some(target), Some(record)) = (&mut self.target, self.wire.pop_front()) {
-                        target.receive(record).unwrap();
-                    }
+                    self.receive(choice % 97 == 5);
                 }
             }
             140..=174 => {
@@ -740,6 +808,62 @@ fn first_synchronisation_sends_only_what_differs() {
     let progress = world.source.sync_progress();
     assert_eq!((progress.left, progress.total), (0, geometry().regions()));
     assert_eq!(progress.copied, 2 * 256 * 1024, "two units were different");
+}
+
+#[test]
+fn an_epoch_that_does_not_fit_in_memory_is_held_in_the_journal_and_activated_from_it() {
+    let mut world = synced();
+    assert!(world.spills);
+    let before = world.pieces;
+    for op in [200, 90, 120, 210, 150, 150, 150] {
+        world.step(op, 7);
+    }
+    for choice in 0..40u32 {
+        world.submit(choice * 25 + 2);
+        world.collect();
+        while !world.guest.flying.is_empty() {
+            world.step(40, 0);
+        }
+    }
+    for op in [200, 90, 90, 90, 90, 90, 90, 90, 90] {
+        world.step(op, 7);
+    }
+    while !world.wire.is_empty() {
+        world.receive(false);
+    }
+    let target = world.target.as_ref().unwrap();
+    assert!(world.pieces > before + 2 && target.holds(world.epoch), "{} pieces", world.pieces);
+    let progress = target.progress();
+    assert!(progress.in_journal > 0 && progress.in_memory <= (12 << 10) + 4096, "{progress:?}");
+    let disk = world.hosts[1].disk.now.clone();
+    world.collect();
+    assert!(world.target_doing.is_empty() && disk == world.hosts[1].disk.now, "nothing is applied before its commit");
+    world.acked = Some(world.epoch);
+    world.failover();
+    assert_eq!(world.failovers, 1);
+}
+
+#[test]
+fn a_journal_that_fails_ends_the_session_and_keeps_the_last_epoch() {
+    let mut world = synced();
+    for op in [200, 90, 120, 210] {
+        world.step(op, 0);
+    }
+    assert_eq!(world.acked, Some(1));
+    let target = world.target.as_mut().unwrap();
+    let mut digest = super::record::BatchDigest::default();
+    let extent = Extent::new(0, 32 << 10);
+    let record = Record::Write { extent, payload: Payload::Data(vec![1; 32 << 10].into()) };
+    digest.update(&record);
+    let batch = target.progress().received + 1;
+    assert!(target.receive(record).unwrap().is_some(), "more than there is memory");
+    let end = Record::End(digest.end(batch, Some(2), true));
+    assert_eq!(target.receive(end), Err(TargetError::NotSpilled));
+    target.session_over();
+    assert_eq!((target.progress().held, target.progress().in_journal), (0, 0));
+    assert!(!target.holds(2));
+    assert_eq!(target.activate(2), Err(EpochError::NotHeld(2)));
+    assert_eq!(target.activate(1), Ok(()));
 }
 
 #[test]

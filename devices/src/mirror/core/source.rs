@@ -152,7 +152,7 @@ impl Source {
         self.next_at = None;
         while let Some(&(_, id)) = self.waiting.front() {
             if let (Some(write), Some(session)) = (self.writes.get_mut(&id), &mut self.session) {
-                match session.throttle.admit(now, write.cost) {
+                match session.admit(now, write.cost) {
                     Admission::Now => write.counted = write.cost,
                     Admission::At(at) => {
                         self.next_at = Some(at);
@@ -172,7 +172,7 @@ impl Source {
         let session = self.session.as_ref()?;
         let (since, _) = *self.waiting.front()?;
         let patience = session.limits.patience;
-        Some((since.max(session.throttle.drained_at()) + patience).min(since + 3 * patience))
+        Some((since.max(session.progressed_at()) + patience).min(since + 3 * patience))
     }
 
     fn lock(&mut self, id: WriteId) {
@@ -256,13 +256,13 @@ impl Source {
         match payload {
             Some(payload) => {
                 if let (Some(session), 0) = (&mut self.session, write.counted) {
-                    session.throttle.add(write.cost);
+                    session.count(write.cost);
                 }
                 self.log(write.extent, payload);
             }
             None => {
                 if let Some(session) = &mut self.session {
-                    session.throttle.forget(write.counted);
+                    session.forget(write.counted);
                 }
             }
         }

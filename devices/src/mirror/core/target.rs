@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::extent::{Extent, Geometry, GeometryError};
 use super::record::{BatchDigest, BatchEnd, Payload, Record};
+use super::spill::{Chunk, Incoming, Place, Room, Segment, Spill, Stored, share};
 
 /// Flush at the latest after so many applied bytes.
 const FLUSH_BYTES: u64 = 64 << 20;
@@ -21,6 +22,9 @@ pub enum TargetAction {
     SaveHead(HeadState),
     /// Do these in order to the disk, then call [`Target::applied`] with the answers to the checks.
     Apply(Vec<Record>),
+    /// The same with records that are in the journal. None of them may be applied unless what is read back is what was
+    /// written.
+    ApplySpilled(Chunk),
     /// Flush the disk, then call [`Target::flushed`].
     Flush,
     /// Tell the source.
@@ -90,6 +94,9 @@ pub enum TargetError {
     /// More than this side said it can hold.
     #[error("the source sent more than the {0} bytes that this side can hold")]
     Capacity(u64),
+    /// The caller goes on although it has not written to the journal.
+    #[error("a record came before the one before it was in the journal")]
+    NotSpilled,
     /// Activation has begun.
     #[error("this copy takes in nothing any more: it is being activated")]
     Frozen,
@@ -118,25 +125,32 @@ pub enum EpochError {
 #[derive(Debug)]
 struct Staged {
     end: BatchEnd,
-    records: Vec<Record>,
+    /// Not given out yet.
+    segments: VecDeque<Segment>,
     cost: u64,
+    begun: bool,
+    sync_done: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Busy {
     Idle,
     Saving(HeadState),
-    Applying,
+    /// With what it gives back.
+    Applying(u64, Option<Place>),
     Flushing(u64),
 }
 
 /// The target of one disk, in one session.
 pub struct Target {
     geometry: Geometry,
-    capacity: u64,
-    open: Vec<Record>,
+    room: Room,
+    open: Incoming,
     digest: BatchDigest,
     open_cost: u64,
+    open_sync_done: bool,
+    /// Comes with what is being written to the journal.
+    ending: Option<BatchEnd>,
     held: u64,
     staged: VecDeque<Staged>,
     last_batch: u64,
@@ -160,15 +174,24 @@ pub struct Target {
 }
 
 impl Target {
-    /// A target whose head on disk is `head`. `capacity` bytes may be held.
+    /// A target whose head on disk is `head`. `memory` bytes may be held.
     #[must_use]
-    pub fn new(geometry: Geometry, capacity: u64, head: HeadState) -> Self {
+    pub fn new(geometry: Geometry, memory: u64, head: HeadState) -> Self {
+        Self::with_journal(geometry, memory, 0, head)
+    }
+
+    /// The same with a journal of `journal` bytes for what is beyond `memory`.
+    #[must_use]
+    pub fn with_journal(geometry: Geometry, memory: u64, journal: u64, head: HeadState) -> Self {
+        let room = Room::new(memory, journal);
         Self {
             geometry,
-            capacity,
-            open: Vec::new(),
+            open: room.begin(),
+            room,
             digest: BatchDigest::default(),
             open_cost: 0,
+            open_sync_done: false,
+            ending: None,
             held: 0,
             staged: VecDeque::new(),
             last_batch: 0,
@@ -195,13 +218,17 @@ impl Target {
         std::mem::take(&mut self.actions)
     }
 
-    /// The next record of the stream.
+    /// The next record of the stream. What is returned has to be written to the journal, and [`Target::spilled`] called,
+    /// before the next one. If that fails, end the session: nothing counts as held that is in neither place.
     ///
     /// # Errors
     /// [`TargetError`]: end the session.
-    pub fn receive(&mut self, record: Record) -> Result<(), TargetError> {
+    pub fn receive(&mut self, record: Record) -> Result<Option<Spill>, TargetError> {
         if self.frozen {
             return Err(TargetError::Frozen);
+        }
+        if self.open.is_writing() {
+            return Err(TargetError::NotSpilled);
         }
         match &record {
             Record::Write { extent, payload } => {
@@ -216,18 +243,28 @@ impl Target {
             Record::SyncDone => {}
             Record::End(end) => return self.end(*end),
         }
-        let cost = record.cost();
-        if self.held + cost > self.capacity.saturating_add(SLACK) {
-            return Err(TargetError::Capacity(self.capacity));
+        let (cost, capacity) = (record.cost(), self.room.capacity());
+        // With a journal that has no room, the source has less of both than it was told.
+        let memory = self.room.in_memory() + cost > capacity.saturating_sub(self.room.in_journal()).saturating_add(SLACK);
+        if memory || self.held + cost > capacity.saturating_add(SLACK) {
+            return Err(TargetError::Capacity(capacity));
         }
         self.held += cost;
         self.open_cost += cost;
+        self.open_sync_done |= record == Record::SyncDone;
         self.digest.update(&record);
-        self.open.push(record);
-        Ok(())
+        Ok(self.open.push(&mut self.room, record))
     }
 
-    fn end(&mut self, end: BatchEnd) -> Result<(), TargetError> {
+    /// What [`Target::receive`] returned is in the journal.
+    pub fn spilled(&mut self, stored: Stored) {
+        self.open.written(&mut self.room, stored);
+        if let Some(end) = self.ending.take() {
+            self.stage(end);
+        }
+    }
+
+    fn end(&mut self, end: BatchEnd) -> Result<Option<Spill>, TargetError> {
         let expected = self.last_batch + 1;
         if end.batch != expected {
             return Err(TargetError::Order { expected, got: end.batch });
@@ -235,9 +272,19 @@ impl Target {
         if self.digest.end(end.batch, end.epoch, end.armed) != end {
             return Err(TargetError::Digest(end.batch));
         }
+        let spill = self.open.close(&mut self.room);
+        match spill {
+            Some(_) => self.ending = Some(end),
+            None => self.stage(end),
+        }
+        Ok(spill)
+    }
+
+    fn stage(&mut self, end: BatchEnd) {
         self.last_batch = end.batch;
-        let records = std::mem::take(&mut self.open);
-        self.staged.push_back(Staged { end, records, cost: std::mem::take(&mut self.open_cost) });
+        let segments = std::mem::replace(&mut self.open, self.room.begin()).into_segments();
+        let (cost, sync_done) = (std::mem::take(&mut self.open_cost), std::mem::take(&mut self.open_sync_done));
+        self.staged.push_back(Staged { end, segments, cost, begun: false, sync_done });
         if let Some(epoch) = end.epoch {
             self.epochs.insert(epoch, (end.batch, end.armed));
             self.actions.push(TargetAction::Held(epoch));
@@ -247,14 +294,15 @@ impl Target {
             self.commit = end.batch;
         }
         self.step();
-        Ok(())
     }
 
     /// The stream has ended. What is whole stays.
     pub fn session_over(&mut self) {
-        self.held -= self.open_cost;
-        self.open_cost = 0;
-        self.open.clear();
+        self.held -= std::mem::take(&mut self.open_cost);
+        self.open_sync_done = false;
+        self.ending = None;
+        self.room.drop_incoming(&self.open);
+        self.open = self.room.begin();
         self.digest = BatchDigest::default();
     }
 
@@ -313,7 +361,7 @@ impl Target {
         if self.applied > batch || self.commit > batch {
             return Err(EpochError::Ahead(epoch));
         }
-        let ends_sync = |s: &&Staged| s.end.batch <= batch && s.records.contains(&Record::SyncDone);
+        let ends_sync = |s: &&Staged| s.end.batch <= batch && s.sync_done;
         if !self.synced && !self.staged.iter().any(|s| ends_sync(&s)) {
             return Err(EpochError::NotSynced);
         }
@@ -354,17 +402,19 @@ impl Target {
             let state = HeadState { synced: false, epoch: None, ..self.head };
             return self.save(state);
         }
-        let ready = self.staged.front().is_some_and(|s| s.end.batch <= self.commit);
+        let front = self.staged.front_mut().filter(|s| s.end.batch <= self.commit);
+        let (ready, begun) = (front.is_some(), front.as_ref().is_some_and(|s| s.begun));
         if ready && !self.head.applying {
             self.save(HeadState { synced: self.head.synced, applying: true, epoch: None, source: false });
-        } else if ready && self.unflushed < FLUSH_BYTES {
-            self.busy = Busy::Applying;
-            if let Some(front) = self.staged.front_mut() {
-                let records = std::mem::take(&mut front.records);
-                // Kept without its data: `applied` has to know what was in it.
-                front.records = records.iter().filter(|r| **r == Record::SyncDone).cloned().collect();
-                self.actions.push(TargetAction::Apply(records));
-            }
+        } else if let Some(front) = front.filter(|_| begun || self.unflushed < FLUSH_BYTES) {
+            front.begun = true;
+            let segment = front.segments.pop_front().unwrap_or(Segment::Memory(Vec::new(), 0));
+            let (memory, place) = share(&segment);
+            self.busy = Busy::Applying(memory, place);
+            self.actions.push(match segment {
+                Segment::Memory(records, _) => TargetAction::Apply(records),
+                Segment::Journal(chunk) => TargetAction::ApplySpilled(chunk),
+            });
         } else if self.applied > self.durable {
             self.busy = Busy::Flushing(self.applied);
             self.actions.push(TargetAction::Flush);
@@ -392,24 +442,27 @@ impl Target {
         self.step();
     }
 
-    /// The records of the last `Apply` are done; with the answers to its checks. `Err`: a read or write failed.
+    /// The records of the last `Apply` or `ApplySpilled` are done; with the answers to its checks. `Err`: a read or write
+    /// failed.
     pub fn applied(&mut self, result: Result<Vec<Checked>, ()>) {
-        if self.busy != Busy::Applying {
-            return;
-        }
+        let Busy::Applying(memory, place) = self.busy else { return };
         self.busy = Busy::Idle;
-        let Ok(checks) = result else { return self.fail("a write to it failed") };
-        let Some(done) = self.staged.pop_front() else { return };
+        let Ok(checks) = result else {
+            let journal = "a write to it failed, or the journal did not give back what it was given";
+            return self.fail(if place.is_some() { journal } else { "a write to it failed" });
+        };
+        self.room.give_back(memory, place);
+        for Checked { id, same, verify } in checks {
+            self.synced &= same || !verify;
+            self.actions.push(TargetAction::Reply(Reply::Checked { id, same }));
+        }
+        let Some(done) = self.staged.pop_front_if(|front| front.segments.is_empty()) else { return self.step() };
         self.held -= done.cost;
         self.unflushed += done.cost;
         self.applied = done.end.batch;
         let newest = self.at_epoch();
         self.epochs.retain(|epoch, (batch, _)| *batch > done.end.batch || Some(*epoch) == newest);
-        for Checked { id, same, verify } in checks {
-            self.synced &= same || !verify;
-            self.actions.push(TargetAction::Reply(Reply::Checked { id, same }));
-        }
-        self.synced |= done.records.contains(&Record::SyncDone);
+        self.synced |= done.sync_done;
         self.actions.push(TargetAction::Reply(Reply::Applied(self.applied)));
         self.step();
     }
@@ -456,6 +509,8 @@ impl Target {
     pub fn progress(&self) -> TargetProgress {
         TargetProgress {
             held: self.held,
+            in_memory: self.room.in_memory(),
+            in_journal: self.room.in_journal(),
             received: self.last_batch,
             applied: self.applied,
             durable: self.durable,
@@ -467,8 +522,12 @@ impl Target {
 /// How far a target is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TargetProgress {
-    /// Bytes in memory.
+    /// Bytes held, in memory and in the journal.
     pub held: u64,
+    /// Bytes of memory for them.
+    pub in_memory: u64,
+    /// Bytes of the journal that are in use.
+    pub in_journal: u64,
     /// Batches that are whole here.
     pub received: u64,
     /// Batches on the disk.

@@ -1,9 +1,10 @@
 //! Back-pressure (R8, hazard F21): how much may be on its way to the backup, and how long a write waits when it is more.
 //!
-//! *Outstanding* are the bytes that were accepted from the guest and not yet applied by the backup. Below `soft` writes
-//! are not delayed. From there on they are paced at the rate at which the backup applies, so that the guest sees a disk
-//! as slow as the way to the backup. At `hard` they wait until something was applied; who waits too long ends the
-//! session, which is said aloud, and the guest runs on.
+//! Two of these are in a session. In the one *outstanding* are the bytes that were accepted from the guest and not yet
+//! applied by the backup, which has to hold them; in the other those that were not sent yet, which this host has to hold.
+//! Below `soft` writes are not delayed. From there on they are paced at the rate at which bytes leave (are applied, are
+//! sent), so that the guest sees a disk as slow as the way to the backup. At `hard` they wait until something has left; who
+//! waits too long ends the session, which is said aloud, and the guest runs on.
 
 /// Milliseconds on a clock that does not go back.
 pub type Millis = u64;
@@ -14,6 +15,9 @@ const RATE_MIN: u64 = 256 * 1024;
 /// A pace that nobody used is lost after so many microseconds. More than the caller's clock and scheduler are late.
 const BURST_US: u64 = 10_000;
 
+/// A rate is taken over at least so long: what a buffer takes at once says nothing about what is behind it.
+const WINDOW: Millis = 100;
+
 /// What a write is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
@@ -21,7 +25,7 @@ pub enum Admission {
     Now,
     /// Go on at this time.
     At(Millis),
-    /// Ask again after something was applied.
+    /// Ask again after something has left.
     Full,
 }
 
@@ -31,11 +35,13 @@ pub struct Throttle {
     soft: u64,
     hard: u64,
     outstanding: u64,
-    /// Bytes per second that the backup applies when it has enough to do, smoothed.
+    /// Bytes per second that leave when there are enough, smoothed.
     rate: u64,
+    /// Since when bytes that leave are counted, and how many did.
+    window: Option<(Millis, u64)>,
     /// Up to when, in microseconds, what was let in uses up the pace.
     paced: u64,
-    /// When something was applied last.
+    /// When something left last.
     drained: Option<Millis>,
 }
 
@@ -44,26 +50,40 @@ impl Throttle {
     #[must_use]
     pub fn new(soft: u64, hard: u64) -> Self {
         let hard = hard.max(1);
-        Self { soft: soft.min(hard), hard, outstanding: 0, rate: RATE_MIN * 16, paced: 0, drained: None }
+        Self { soft: soft.min(hard), hard, outstanding: 0, rate: RATE_MIN * 16, window: None, paced: 0, drained: None }
     }
 
     /// A write of `length` bytes asks to go on. It is counted if the answer is `Now`. Ask for one at a time, in order.
     pub fn admit(&mut self, now: Millis, length: u64) -> Admission {
-        if self.outstanding >= self.soft {
-            if self.outstanding + length > self.hard {
-                return Admission::Full;
-            }
-            let start = self.paced.max((now * 1000).saturating_sub(BURST_US));
-            let at = start + length * 1_000_000 / self.rate.max(RATE_MIN);
-            if at > now * 1000 {
-                return Admission::At(at / 1000 + 1);
-            }
-            self.paced = at;
-        } else {
-            self.paced = now * 1000;
+        let answer = self.ask(now, length);
+        if answer == Admission::Now {
+            self.take(now, length);
         }
+        answer
+    }
+
+    /// The same without counting.
+    #[must_use]
+    pub fn ask(&self, now: Millis, length: u64) -> Admission {
+        if !self.is_pressed() {
+            return Admission::Now;
+        }
+        if self.outstanding + length > self.hard {
+            return Admission::Full;
+        }
+        let at = self.pace(now, length);
+        if at > now * 1000 { Admission::At(at / 1000 + 1) } else { Admission::Now }
+    }
+
+    /// Counts what [`Throttle::ask`] has let in.
+    pub fn take(&mut self, now: Millis, length: u64) {
+        self.paced = if self.is_pressed() { self.pace(now, length) } else { now * 1000 };
         self.outstanding += length;
-        Admission::Now
+    }
+
+    fn pace(&self, now: Millis, length: u64) -> u64 {
+        let start = self.paced.max((now * 1000).saturating_sub(BURST_US));
+        start + length * 1_000_000 / self.rate.max(RATE_MIN)
     }
 
     /// Counts without asking: what cannot wait, or was counted by somebody else before.
@@ -76,21 +96,25 @@ impl Throttle {
         self.outstanding = self.outstanding.saturating_sub(length);
     }
 
-    /// The backup has applied `length` bytes.
+    /// `length` bytes have left.
     pub fn drained(&mut self, now: Millis, length: u64) {
         if length == 0 {
             return;
         }
-        // A backup that waits for us says nothing about how fast it is.
-        if let Some(before) = self.drained.filter(|_| self.is_pressed()) {
-            let took = now.saturating_sub(before).max(1);
-            self.rate = (self.rate * 3 + length * 1000 / took) / 4;
-        }
+        // Who waits for us says nothing about how fast he is.
+        self.window = match self.window.filter(|_| self.is_pressed()) {
+            None => Some((now, 0)),
+            Some((since, bytes)) if now < since + WINDOW => Some((since, bytes + length)),
+            Some((since, bytes)) => {
+                self.rate = (self.rate * 3 + (bytes + length) * 1000 / (now - since)) / 4;
+                Some((now, 0))
+            }
+        };
         self.drained = Some(now);
         self.outstanding = self.outstanding.saturating_sub(length);
     }
 
-    /// When the backup has applied something last.
+    /// When something has left last.
     #[must_use]
     pub fn drained_at(&self) -> Millis {
         self.drained.unwrap_or(0)
@@ -102,13 +126,13 @@ impl Throttle {
         self.outstanding >= self.soft
     }
 
-    /// Bytes accepted and not applied.
+    /// Bytes accepted that have not left.
     #[must_use]
     pub fn outstanding(&self) -> u64 {
         self.outstanding
     }
 
-    /// Bytes per second that the backup applies, as last seen.
+    /// Bytes per second that leave, as last seen.
     #[must_use]
     pub fn rate(&self) -> u64 {
         self.rate

@@ -6,9 +6,10 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, Flock, FlockArg, fallocate};
+use nix::fcntl::{FallocateFlags, Flock, fallocate};
 
 use super::buffer::{Buffer, is_aligned};
+use super::lock;
 use crate::mirror::core::extent::Extent;
 
 /// Zeroes are written in pieces of this size where the disk cannot make them itself.
@@ -56,18 +57,8 @@ impl Backing {
             other => other.map_err(open)?,
         };
         let size = file.seek(SeekFrom::End(0)).map_err(open)?;
-        let mut tries = u64::from(wait) * 10;
-        let file = loop {
-            file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-                Ok(locked) => break locked,
-                Err((_, Errno::EWOULDBLOCK)) if tries == 0 => return Err(BackingError::InUse(path.to_owned())),
-                Err((file, Errno::EWOULDBLOCK)) => file,
-                Err((_, errno)) => return Err(open(errno.into())),
-            };
-            tries -= 1;
-            // A lock with a time limit does not exist.
-            std::thread::sleep(std::time::Duration::from_millis(100));
-        };
+        let file = lock::exclusive(file, wait).map_err(open)?;
+        let file = file.ok_or_else(|| BackingError::InUse(path.to_owned()))?;
         Ok(Self { file, size })
     }
 

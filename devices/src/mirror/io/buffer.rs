@@ -3,6 +3,9 @@
 /// Direct I/O wants addresses that are multiples of the disk's block size; this fits all.
 const ALIGN: usize = 4096;
 
+/// Data shorter than this, in bytes, is held without alignment: a copy when it is written costs less than the memory.
+pub const COMPACT: usize = 64 * 1024;
+
 /// Bytes at an address that is a multiple of 4096.
 pub struct Buffer {
     raw: Vec<u8>,

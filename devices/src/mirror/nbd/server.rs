@@ -3,7 +3,7 @@
 use std::io::{self, IoSlice, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use bytes::Bytes;
 
@@ -15,6 +15,9 @@ use crate::mirror::io::Buffer;
 
 /// Longest option in bytes: a name and a list of what is asked for.
 const MAX_OPTION: u32 = 8192;
+
+/// Bytes of writes that one client may have under way. The kernel's has 128 requests, seldom of more than 256 KiB.
+const UNANSWERED: u64 = 32 << 20;
 
 /// What the disk is asked, with whom to answer.
 pub struct Ask {
@@ -42,6 +45,7 @@ pub enum What {
 pub struct Answer {
     client: Arc<Client>,
     cookie: u64,
+    _room: Room,
 }
 
 impl Answer {
@@ -63,6 +67,35 @@ impl Answer {
 /// A connection's sending half.
 pub struct Client {
     stream: Mutex<UnixStream>,
+    /// Bytes of writes that are not answered.
+    taken: Mutex<u64>,
+    answered: Condvar,
+}
+
+/// What a write takes of the client's share of the memory until it is answered.
+struct Room {
+    client: Arc<Client>,
+    bytes: u64,
+}
+
+impl Room {
+    /// Waits until there is some. Whoever writes faster than writes are let in waits in his own socket.
+    fn wait(client: &Arc<Client>, bytes: u32) -> Self {
+        let bytes = u64::from(bytes);
+        let taken = client.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let full = |taken: &mut u64| *taken > 0 && *taken + bytes > UNANSWERED;
+        *client.answered.wait_while(taken, full).unwrap_or_else(PoisonError::into_inner) += bytes;
+        Self { client: client.clone(), bytes }
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        if self.bytes > 0 {
+            *self.client.taken.lock().unwrap_or_else(PoisonError::into_inner) -= self.bytes;
+            self.client.answered.notify_one();
+        }
+    }
 }
 
 impl Client {
@@ -183,19 +216,24 @@ fn info_name(data: &[u8]) -> Option<&[u8]> {
 /// # Errors
 /// The stream's, or something that is not a request.
 pub fn transmit(mut stream: UnixStream, geometry: Geometry, mut ask: impl FnMut(Ask)) -> io::Result<()> {
-    let client = Arc::new(Client { stream: Mutex::new(stream.try_clone()?) });
+    let client = Arc::new(Client {
+        stream: Mutex::new(stream.try_clone()?),
+        taken: Mutex::new(0),
+        answered: Condvar::new(),
+    });
     loop {
         let request = match Request::read(&mut stream) {
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
             other => other?,
         };
-        let to = Answer { client: client.clone(), cookie: request.cookie };
         let extent = Extent::new(request.offset, request.length);
         let carries = matches!(request.command, Command::Read | Command::Write);
         if carries && request.length > MAX_DATA {
             // A write's data could be anything: the stream cannot be followed any further.
             return Err(protocol("a request is too large"));
         }
+        let written = if request.command == Command::Write { request.length } else { 0 };
+        let to = Answer { client: client.clone(), cookie: request.cookie, _room: Room::wait(&client, written) };
         let data = if request.command == Command::Write {
             let mut data = Buffer::new(request.length as usize);
             stream.read_exact(data.as_mut())?;

@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::frame::{Frame, FrameError, HEADER, MAGIC, Nonce, VERSION, limit};
-use crate::mirror::io::Buffer;
+use crate::mirror::io::{Buffer, COMPACT};
 
 /// Why a stream cannot be used any more.
 #[derive(Debug, thiserror::Error)]
@@ -126,16 +126,24 @@ impl<R: Read> Reader<R> {
         let first = length.min(if kind == super::frame::kind::WRITE { 12 } else { usize::MAX });
         let mut payload = vec![0; first];
         self.from.read_exact(&mut payload)?;
-        let mut data = Buffer::new(length - first);
-        self.from.read_exact(data.as_mut())?;
+        // Held for a while, perhaps: what is small must not take the memory that alignment costs.
+        let data = if length - first < COMPACT {
+            let mut data = vec![0; length - first];
+            self.from.read_exact(&mut data)?;
+            Bytes::from(data)
+        } else {
+            let mut data = Buffer::new(length - first);
+            self.from.read_exact(data.as_mut())?;
+            Bytes::from_owner(data)
+        };
         let mut crc = crc32fast::Hasher::new();
         crc.update(&payload);
-        crc.update(data.as_ref());
+        crc.update(&data);
         if crc.finalize() != u32_at(48) {
             return Err(FrameError::Checksum.into());
         }
         self.sequence += 1;
-        Ok(Frame::decode(kind, Bytes::from(payload), Bytes::from_owner(data))?)
+        Ok(Frame::decode(kind, Bytes::from(payload), data)?)
     }
 }
 

@@ -95,6 +95,8 @@ pub struct Status {
     pub in_sync: bool,
     /// Source: accepted and not yet applied by the copy.
     pub outstanding: u64,
+    /// Source: of that, not sent yet.
+    pub unsent: u64,
     /// Source: per second, how fast the copy applies.
     pub rate: u64,
     /// Source: writes that are held back now.
@@ -121,6 +123,7 @@ pub struct Status {
 
 /// How a target's session is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct TargetStatus {
     /// The source is there.
     pub connected: bool,
@@ -128,8 +131,12 @@ pub struct TargetStatus {
     pub armed: bool,
     /// The copies were alike when last heard of.
     pub synced: bool,
-    /// Bytes in memory.
+    /// Bytes, in memory and in the journal.
     pub held: u64,
+    /// Of them, bytes in memory.
+    pub in_memory: u64,
+    /// Bytes of the journal that are in use.
+    pub in_journal: u64,
     /// Batches.
     pub received: u64,
     /// Batches.

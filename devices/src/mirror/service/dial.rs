@@ -212,7 +212,7 @@ impl Run {
             other => return Err(format!("the other host answered out of turn: {other:?}")),
         }
         let dirty = self.engine.with(|source| source.dirty_regions());
-        Ok((host, SessionLimits::for_capacity(capacity.min(self.shared.capacity)), dirty))
+        Ok((host, SessionLimits::for_hosts(capacity, self.shared.memory), dirty))
     }
 
     /// Returns why it ended.
@@ -248,7 +248,7 @@ impl Run {
 }
 
 /// Until the session ends. Says why if the reason is on this side.
-fn send_log(engine: &Engine, session: u64, writer: &mut Writer<impl Write>) -> Option<String> {
+fn send_log(engine: &Arc<Engine>, session: u64, writer: &mut Writer<impl Write>) -> Option<String> {
     loop {
         // What is buffered goes out as soon as there is nothing to add.
         let record = match engine.next_record(session, Duration::ZERO) {

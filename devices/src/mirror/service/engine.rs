@@ -16,7 +16,7 @@ use crate::mirror::core::record::{BatchEnd, Payload, Record};
 use crate::mirror::core::source::{Action, SessionError, SessionLimits, Source, WriteId};
 use crate::mirror::core::target::Reply;
 use crate::mirror::core::throttle::Millis;
-use crate::mirror::io::{Backing, MetaFile};
+use crate::mirror::io::{Backing, COMPACT, MetaFile};
 use crate::mirror::nbd::server::{Answer, Ask, What};
 
 /// How often marks that may go are taken away.
@@ -241,6 +241,10 @@ impl Engine {
             if let Err(error) = &done {
                 tracing::error!(%error, ?extent, "a write of the guest failed");
             }
+            let payload = match payload {
+                Payload::Data(data) if data.len() < COMPACT => Payload::Data(Bytes::copy_from_slice(&data)),
+                other => other,
+            };
             let mut state = engine.lock();
             state.source.written(id, done.map(|()| payload).map_err(drop));
             engine.act(state);
@@ -284,7 +288,7 @@ impl Engine {
     }
 
     /// The next record of the session; `Ok(None)` when there was none for `wait`. `Err` when the session is over.
-    pub(super) fn next_record(&self, session: u64, wait: Duration) -> Result<Option<Record>, ()> {
+    pub(super) fn next_record(self: &Arc<Self>, session: u64, wait: Duration) -> Result<Option<Record>, ()> {
         let deadline = Instant::now() + wait;
         let mut state = self.lock();
         loop {
@@ -292,6 +296,10 @@ impl Engine {
                 return Err(());
             }
             if let Some(record) = state.source.next_record() {
+                if state.source.waits_for_sending() {
+                    state.source.tick(self.now());
+                    self.act(state);
+                }
                 return Ok(Some(record));
             }
             let left = deadline.saturating_duration_since(Instant::now());

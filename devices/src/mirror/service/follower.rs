@@ -10,10 +10,12 @@ use super::dial::host_name;
 use super::engine::Parts;
 use super::events::DiskEvent;
 use super::node::Shared;
+use super::spill::Spills;
 use crate::mirror::core::extent::Extent;
 use crate::mirror::core::intent::Intent;
 use crate::mirror::core::meta::Role;
 use crate::mirror::core::record::{Payload, Record, digest};
+use crate::mirror::core::spill::capacity;
 use crate::mirror::core::target::{Checked, EpochError, HeadState, Target, TargetAction, TargetProgress, range_of};
 use crate::mirror::peer::{Frame, Reader, RefuseCode, Welcome, Writer};
 
@@ -39,6 +41,8 @@ pub(super) struct Follower {
     shared: Arc<Shared>,
     state: Mutex<State>,
     changed: Condvar,
+    /// The journal, and which of its sessions this is.
+    spills: Option<(Arc<Spills>, u64)>,
 }
 
 impl Follower {
@@ -177,6 +181,18 @@ impl Follower {
                 let applied = apply(parts, records);
                 self.lock().target.applied(applied);
             }
+            TargetAction::ApplySpilled(chunk) => {
+                let records = self.spills.as_ref().map(|(spills, session)| spills.read(*session, &chunk));
+                let applied = match records {
+                    Some(Ok(records)) => apply(parts, records),
+                    Some(Err(error)) => {
+                        tracing::error!(%error, "held records cannot be applied");
+                        Err(())
+                    }
+                    None => Err(()),
+                };
+                self.lock().target.applied(applied);
+            }
             TargetAction::Flush => {
                 let flushed = parts.backing.flush();
                 self.lock().target.flushed(flushed.is_ok());
@@ -184,7 +200,13 @@ impl Follower {
             TargetAction::Held(epoch) => parts.events.tell(&DiskEvent::Held { epoch }),
             TargetAction::Activated(epoch) => self.lock().active = Some(epoch),
             TargetAction::Broken(why) => {
-                self.lock().broken = Some(why);
+                let mut state = self.lock();
+                state.broken = Some(why);
+                // The source would go on sending what nobody applies.
+                if let Some(stream) = state.stream.take() {
+                    drop(stream.shutdown(std::net::Shutdown::Both));
+                }
+                drop(state);
                 parts.events.tell(&DiskEvent::Broken { why: why.into() });
             }
             TargetAction::Reply(_) => {}
@@ -271,6 +293,7 @@ pub(super) fn accept(shared: &Arc<Shared>, stream: &UnixStream) -> Result<(), St
     }
     let head = shared.head();
     let regions = head.geometry.regions();
+    let journal = shared.spills.as_ref().map_or(0, |spills| spills.size());
     let pages = match shared.parts.meta.load_pages(regions) {
         Ok(pages) => pages,
         Err(error) => return refuse(RefuseCode::Failed, error.to_string()),
@@ -281,7 +304,7 @@ pub(super) fn accept(shared: &Arc<Shared>, stream: &UnixStream) -> Result<(), St
         geometry: head.geometry,
         lineage: head.lineage,
         role: head.role,
-        capacity: shared.capacity,
+        capacity: capacity(shared.memory, journal),
         marks,
     };
     send(&writer, &[Frame::Welcome(welcome)]);
@@ -300,13 +323,14 @@ pub(super) fn accept(shared: &Arc<Shared>, stream: &UnixStream) -> Result<(), St
     let follower = Arc::new(Follower {
         shared: shared.clone(),
         state: Mutex::new(State {
-            target: Target::new(shared.head().geometry, shared.capacity, head),
+            target: Target::with_journal(shared.head().geometry, shared.memory, journal, head),
             stream: stream.try_clone().ok(),
             active: None,
             broken: None,
             over: false,
         }),
         changed: Condvar::new(),
+        spills: shared.spills.as_ref().map(|spills| (spills.clone(), spills.begin())),
     });
     shared.set_follower(follower.clone());
     drop(changing);
@@ -333,8 +357,15 @@ fn take_in(follower: &Follower, reader: &mut Reader<impl Read>) -> String {
             Err(closed) => return closed.to_string(),
         };
         let end = matches!(record, Record::End(_));
-        if let Err(error) = follower.lock().target.receive(record) {
-            return error.to_string();
+        let spill = match follower.lock().target.receive(record) {
+            Ok(spill) => spill,
+            Err(error) => return error.to_string(),
+        };
+        if let (Some(spill), Some((spills, session))) = (spill, &follower.spills) {
+            match spills.write(*session, spill) {
+                Ok(stored) => follower.lock().target.spilled(stored),
+                Err(why) => return format!("held records cannot be put aside: {why}"),
+            }
         }
         if end {
             follower.changed.notify_all();

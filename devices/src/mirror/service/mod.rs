@@ -11,8 +11,9 @@ mod follower;
 mod node;
 mod pool;
 mod runtime;
+mod spill;
 
 pub use control::{Request, Response, Status, TargetStatus, call, serve_control};
 pub use events::DiskEvent;
 pub use follower::bridge;
-pub use node::{Node, NodeConfig, NodeError};
+pub use node::{JournalConfig, Node, NodeConfig, NodeError};

@@ -14,11 +14,12 @@ use super::events::{DiskEvent, Events};
 use super::follower::{self, Follower};
 use super::pool::Pool;
 use super::runtime::{self, Runtime};
+use super::spill::Spills;
 use crate::mirror::core::extent::{DEFAULT_REGION, Geometry, GeometryError};
 use crate::mirror::core::meta::{Head, Role};
 use crate::mirror::core::source::SessionError;
 use crate::mirror::core::target::EpochError;
-use crate::mirror::io::{Backing, BackingError, Mapped, MapperError, MetaFile, MetaFileError};
+use crate::mirror::io::{Backing, BackingError, Journal, JournalError, Mapped, MapperError, MetaFile, MetaFileError};
 use crate::mirror::nbd::kernel::{Kernel, KernelError, Settings};
 use crate::mirror::nbd::server;
 
@@ -48,13 +49,24 @@ pub struct NodeConfig {
     pub links: PathBuf,
     /// The device-mapper device that the guest has as its disk: it is moved onto the mirror. The backing device is then what it led to.
     pub above: Option<PathBuf>,
-    /// Bytes that may be on their way or held.
-    pub capacity: u64,
+    /// Bytes of memory for writes that are on their way (source) or held (target).
+    pub memory: u64,
+    /// Where a target holds what is beyond its memory.
+    pub journal: Option<JournalConfig>,
     /// The N of the `/dev/nbdN` that is this disk's. The link leads there also while the disk is no source: xl wants to
     /// see a block device when a copy begins to arrive; it has no contents before the disk is attached.
     pub nbd: Option<u32>,
     /// How the copy is reached, when nobody says otherwise.
     pub via: Option<String>,
+}
+
+/// The file for batches beyond memory.
+#[derive(Debug, Clone)]
+pub struct JournalConfig {
+    /// Where. Not on a disk that this service serves.
+    pub path: PathBuf,
+    /// Bytes, which are set aside at once.
+    pub size: u64,
 }
 
 /// Something cannot be done to a disk.
@@ -65,6 +77,8 @@ pub enum NodeError {
     Backing(#[from] BackingError),
     #[error(transparent)]
     Meta(#[from] MetaFileError),
+    #[error(transparent)]
+    Journal(#[from] JournalError),
     #[error(transparent)]
     Geometry(#[from] GeometryError),
     #[error(transparent)]
@@ -105,7 +119,8 @@ pub(super) fn io_error(what: impl Into<String>) -> impl FnOnce(io::Error) -> Nod
 /// What all threads of the service share.
 pub(super) struct Shared {
     pub(super) name: String,
-    pub(super) capacity: u64,
+    pub(super) memory: u64,
+    pub(super) spills: Option<Arc<Spills>>,
     pub(super) parts: Parts,
     head: Mutex<Head>,
     pub(super) duty: Mutex<Duty>,
@@ -222,6 +237,10 @@ impl Node {
         if above.is_some() && !runtime::path(&config.run, &config.name).exists() {
             above::distrust(&meta, &mut loaded.head)?;
         }
+        let journal = config.journal.as_ref().map(|journal| {
+            Journal::open(&journal.path, journal.size, &config.backing, config.nbd, PREDECESSOR_S).map(Spills::new)
+        });
+        let spills = journal.transpose()?;
         let parts = Parts {
             backing: Arc::new(backing),
             meta: Arc::new(meta),
@@ -235,7 +254,8 @@ impl Node {
         };
         let shared = Arc::new(Shared {
             name: config.name.clone(),
-            capacity: config.capacity,
+            memory: config.memory,
+            spills,
             parts,
             head: Mutex::new(loaded.head),
             duty: Mutex::new(duty),
@@ -681,6 +701,7 @@ impl Node {
                     let sync = source.sync_progress();
                     status.connected = source.pressure().is_some();
                     (status.outstanding, status.rate) = source.pressure().unwrap_or_default();
+                    status.unsent = source.unsent();
                     status.in_sync = source.is_in_sync();
                     status.throttled = source.throttled();
                     status.dirty = u64::from(source.dirty_regions()) * region;
@@ -702,6 +723,8 @@ impl Node {
                         armed,
                         synced,
                         held: p.held,
+                        in_memory: p.in_memory,
+                        in_journal: p.in_journal,
                         received: p.received,
                         applied: p.applied,
                         durable: p.durable,

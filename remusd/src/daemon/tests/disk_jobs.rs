@@ -49,7 +49,8 @@ fn serve(dir: &Path) {
         run: path("run"),
         above: None,
         links: path("links"),
-        capacity: 16 << 20,
+        memory: 16 << 20,
+        journal: None,
         nbd: None,
         via: None,
     };

@@ -100,7 +100,7 @@ impl Scans {
 impl Source {
     /// Gives out reads while there is something to synchronise or verify and the guest's own writes leave room.
     pub(super) fn pump(&mut self) {
-        while self.scans.units.len() < WINDOW && self.session.as_ref().is_some_and(|s| !s.throttle.is_pressed()) {
+        while self.scans.units.len() < WINDOW && self.session.as_ref().is_some_and(|s| !s.is_pressed()) {
             let Some((region, extent, verify)) = self.next_unit() else { break };
             let unit = self.scans.next_unit;
             self.scans.next_unit += 1;

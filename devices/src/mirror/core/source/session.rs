@@ -4,17 +4,21 @@ use std::collections::VecDeque;
 
 use super::{Action, Source};
 use crate::mirror::core::record::{BatchDigest, BatchEnd, Record};
-use crate::mirror::core::throttle::{Millis, Throttle};
+use crate::mirror::core::throttle::{Admission, Millis, Throttle};
 
 /// What a session may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SessionLimits {
-    /// Bytes on their way above which writes are paced and early checkpoints asked for.
+    /// Bytes on their way above which writes are paced.
     pub soft: u64,
     /// Bytes on their way above which writes wait. At most what the peer can hold.
     pub hard: u64,
-    /// How long a write waits without the peer applying anything, and a third of how long it waits altogether, before the
-    /// session is given up, in milliseconds.
+    /// Bytes not sent yet above which writes wait; they are paced from half of it on.
+    pub queue: u64,
+    /// Bytes on their way above which early checkpoints are asked for.
+    pub early: u64,
+    /// How long a write waits without anything being sent or applied, and a third of how long it waits altogether, before
+    /// the session is given up, in milliseconds.
     pub patience: Millis,
     /// Size in bytes at which an unarmed batch is closed.
     pub cut_bytes: u64,
@@ -23,11 +27,26 @@ pub struct SessionLimits {
 }
 
 impl SessionLimits {
-    /// For a peer that can hold `capacity` bytes.
+    /// For a peer that can hold `capacity` bytes, and as many here.
     #[must_use]
     pub fn for_capacity(capacity: u64) -> Self {
-        let (soft, hard) = (capacity / 2, capacity);
-        Self { soft, hard, patience: 10_000, cut_bytes: (capacity / 8).min(8 << 20), cut_age: 50 }
+        Self::for_hosts(capacity, capacity)
+    }
+
+    /// For a peer that can hold `capacity` bytes, and `memory` bytes here. Early checkpoints are asked for while there is
+    /// memory: what the peer has beyond is for the time until they come.
+    #[must_use]
+    pub fn for_hosts(capacity: u64, memory: u64) -> Self {
+        let least = capacity.min(memory);
+        Self {
+            soft: capacity / 2,
+            hard: capacity,
+            queue: memory,
+            early: least / 2,
+            patience: 10_000,
+            cut_bytes: (least / 8).min(8 << 20),
+            cut_age: 50,
+        }
     }
 }
 
@@ -60,7 +79,9 @@ pub enum SessionError {
 
 pub(super) struct Session {
     pub(super) limits: SessionLimits,
-    pub(super) throttle: Throttle,
+    throttle: Throttle,
+    /// What was not sent yet.
+    unsent: Throttle,
     queue: VecDeque<Record>,
     /// The open batch.
     pub(super) batch: u64,
@@ -84,6 +105,7 @@ impl Session {
         Self {
             limits,
             throttle: Throttle::new(limits.soft, limits.hard),
+            unsent: Throttle::new(limits.queue / 2, limits.queue),
             queue: VecDeque::new(),
             batch: 1,
             digest: BatchDigest::default(),
@@ -115,8 +137,45 @@ impl Session {
 
     /// A record of ours, not the guest's: counted here.
     pub(super) fn append_own(&mut self, record: Record) -> u64 {
-        self.throttle.add(record.cost());
+        self.count(record.cost());
         self.append(record)
+    }
+
+    /// A write asks to go on. It is counted if the answer is `Now`.
+    pub(super) fn admit(&mut self, now: Millis, cost: u64) -> Admission {
+        self.now = self.now.max(now);
+        match (self.throttle.ask(now, cost), self.unsent.ask(now, cost)) {
+            (Admission::Now, Admission::Now) => {
+                self.throttle.take(now, cost);
+                self.unsent.take(now, cost);
+                Admission::Now
+            }
+            (Admission::Full, _) | (_, Admission::Full) => Admission::Full,
+            (Admission::At(a), Admission::At(b)) => Admission::At(a.max(b)),
+            (Admission::At(at), Admission::Now) | (Admission::Now, Admission::At(at)) => Admission::At(at),
+        }
+    }
+
+    /// Counts without asking.
+    pub(super) fn count(&mut self, cost: u64) {
+        self.throttle.add(cost);
+        self.unsent.add(cost);
+    }
+
+    /// What was counted does not come.
+    pub(super) fn forget(&mut self, cost: u64) {
+        self.throttle.forget(cost);
+        self.unsent.forget(cost);
+    }
+
+    /// Whether synchronisation should pause in favour of the guest.
+    pub(super) fn is_pressed(&self) -> bool {
+        self.throttle.is_pressed() || self.unsent.is_pressed()
+    }
+
+    /// When something was sent or applied last. A large epoch on a narrow link is not applied for a while.
+    pub(super) fn progressed_at(&self) -> Millis {
+        self.unsent.drained_at().max(self.throttle.drained_at())
     }
 
     /// The newest batch with anything in it.
@@ -225,7 +284,18 @@ impl Source {
     /// The next record for the peer. Once it is given out it is forgotten: if the session breaks, the marks tell what
     /// was lost.
     pub fn next_record(&mut self) -> Option<Record> {
-        self.session.as_mut()?.queue.pop_front()
+        let session = self.session.as_mut()?;
+        let record = session.queue.pop_front()?;
+        if !matches!(record, Record::End(_)) {
+            session.unsent.drained(session.now, record.cost());
+        }
+        Some(record)
+    }
+
+    /// Whether [`Source::tick`] has something to do as soon as records were taken.
+    #[must_use]
+    pub fn waits_for_sending(&self) -> bool {
+        self.session.as_ref().is_some_and(|s| s.unsent.is_pressed()) || !self.waiting.is_empty()
     }
 
     /// The peer has applied all batches up to `batch`.
@@ -264,6 +334,12 @@ impl Source {
         self.session.as_ref().is_some_and(|s| s.armed)
     }
 
+    /// Bytes that are not sent yet.
+    #[must_use]
+    pub fn unsent(&self) -> u64 {
+        self.session.as_ref().map_or(0, |s| s.unsent.outstanding())
+    }
+
     /// Bytes on their way, and bytes per second that the peer applies, with a session.
     #[must_use]
     pub fn pressure(&self) -> Option<(u64, u64)> {
@@ -274,7 +350,7 @@ impl Source {
         if let Some(session) = &mut self.session
             && session.armed
             && !session.cut_asked
-            && session.throttle.is_pressed()
+            && session.throttle.outstanding() >= session.limits.early
         {
             session.cut_asked = true;
             self.actions.push(Action::CutWanted);
