@@ -2,142 +2,18 @@
 //! program is missing says so and passes only where `REMUS_SKIP_CLIENTS=1` allows it.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use devices::mirror::service::{Request, Response, Status, call};
+use devices::mirror::service::Request;
 
+#[path = "support/host.rs"]
+mod host;
 #[path = "support/slow_link.rs"]
 mod slow_link;
 
+use host::{Host, SIZE, alike, has, pair};
 use slow_link::slow_link;
-
-const SIZE: u64 = 64 << 20;
-
-/// A service of its own, in a directory of its own.
-struct Host {
-    dir: PathBuf,
-    child: Option<Child>,
-}
-
-impl Host {
-    fn new(root: &Path, name: &str) -> Self {
-        let dir = root.join(name);
-        fs::create_dir(&dir).unwrap();
-        let disk = fs::File::create(dir.join("disk")).unwrap();
-        disk.set_len(SIZE).unwrap();
-        let mut host = Self { dir, child: None };
-        host.start();
-        host
-    }
-
-    fn start(&mut self) {
-        let child = Command::new(env!("CARGO_BIN_EXE_remus-disk"))
-            .args(["--run", self.path("run").to_str().unwrap(), "serve", "d0", "--unlocked", "--capacity", "16"])
-            .args(["--backing", self.path("disk").to_str().unwrap()])
-            .args(["--meta", self.path("meta").to_str().unwrap()])
-            .args(["--links", self.path("links").to_str().unwrap()])
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        self.child = Some(child);
-        self.until("answers", |host| call(&host.path("run/d0.ctl"), &Request::Status {}).is_ok());
-    }
-
-    fn kill(&mut self) {
-        let mut child = self.child.take().unwrap();
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.join(name)
-    }
-
-    fn ask(&self, request: &Request) -> Result<serde_json::Value, String> {
-        match call(&self.path("run/d0.ctl"), request).unwrap() {
-            Response::Ok(value) => Ok(value),
-            Response::Error(text) => Err(text),
-        }
-    }
-
-    fn tell(&self, request: &Request) -> serde_json::Value {
-        self.ask(request).unwrap_or_else(|e| panic!("{request:?}: {e}"))
-    }
-
-    fn status(&self) -> Status {
-        serde_json::from_value(self.tell(&Request::Status {})).unwrap()
-    }
-
-    fn until(&self, what: &str, mut is: impl FnMut(&Self) -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while !is(self) {
-            assert!(Instant::now() < deadline, "{what}: {:?}", self.status());
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-
-    fn uri(&self) -> String {
-        format!("nbd+unix:///d0?socket={}", self.path("run/d0.nbd").display())
-    }
-
-    fn connect_to(&self, other: &Host) {
-        let via = format!("unix:{}", other.path("run/d0.peer").display());
-        self.tell(&Request::Connect { via: Some(via) });
-    }
-
-    fn disk(&self) -> Vec<u8> {
-        fs::read(self.path("disk")).unwrap()
-    }
-
-    /// qemu-io's commands, which must all succeed.
-    fn qemu_io(&self, commands: &[&str]) {
-        let mut run = Command::new("qemu-io");
-        run.args(["-f", "raw"]);
-        for command in commands {
-            run.args(["-c", command]);
-        }
-        let out = run.arg(self.uri()).output().unwrap();
-        let text = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
-        let failed = ["failed", "rror", "mismatch"].iter().any(|word| text.contains(word));
-        assert!(out.status.success() && !failed, "{commands:?}: {text}");
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        if self.child.is_some() {
-            self.kill();
-        }
-    }
-}
-
-fn has(program: &str) -> bool {
-    let found = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
-    let may_skip = std::env::var_os("REMUS_SKIP_CLIENTS").is_some();
-    assert!(
-        found || may_skip,
-        "{program} is missing: install qemu-utils, libnbd-bin and fio, or set REMUS_SKIP_CLIENTS=1"
-    );
-    found
-}
-
-/// A source that is open and its copy, alike.
-fn pair(root: &Path) -> (Host, Host) {
-    let (a, b) = (Host::new(root, "a"), Host::new(root, "b"));
-    a.tell(&Request::Promote { force: false });
-    a.tell(&Request::Open {});
-    b.tell(&Request::Demote {});
-    a.connect_to(&b);
-    a.until("in sync", |a| a.status().in_sync);
-    (a, b)
-}
-
-fn alike(a: &Host, b: &Host) {
-    a.until("durable", |a| a.status().in_sync && a.status().dirty == 0);
-    assert!(a.disk() == b.disk(), "the disks differ");
-}
 
 #[test]
 fn clients_see_a_disk_that_keeps_what_they_write() {

@@ -1,5 +1,6 @@
 //! `remus-disk`: the service of one mirrored disk, and what talks to it. `docs/disks.md` describes it.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
@@ -36,7 +37,7 @@ enum Sub {
         /// A file for what a backup holds beyond its memory, NAME.journal beside the metadata if not given. Not on a disk
         /// that this service serves.
         #[arg(long)]
-        journal: Option<PathBuf>,
+        journal: Option<OsString>,
         /// Its size in MiB, which is set aside at once; 0 for none.
         #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=1 << 24))]
         journal_size: u64,
@@ -83,7 +84,7 @@ fn main() -> anyhow::Result<()> {
             let via = via.filter(|via| !via.is_empty());
             let above = above.filter(|device| !device.is_empty()).map(PathBuf::from);
             let journal = (journal_size > 0).then(|| {
-                let given = journal.filter(|path| !path.as_os_str().is_empty());
+                let given = journal.filter(|path| !path.is_empty()).map(PathBuf::from);
                 let path = given.unwrap_or_else(|| meta.with_file_name(format!("{name}.journal")));
                 JournalConfig { path, size: journal_size << 20 }
             });

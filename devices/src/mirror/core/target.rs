@@ -245,7 +245,8 @@ impl Target {
         }
         let (cost, capacity) = (record.cost(), self.room.capacity());
         // With a journal that has no room, the source has less of both than it was told.
-        let memory = self.room.in_memory() + cost > capacity.saturating_sub(self.room.in_journal()).saturating_add(SLACK);
+        let memory =
+            self.room.in_memory() + cost > capacity.saturating_sub(self.room.in_journal()).saturating_add(SLACK);
         if memory || self.held + cost > capacity.saturating_add(SLACK) {
             return Err(TargetError::Capacity(capacity));
         }

@@ -41,6 +41,8 @@ pub struct Throttle {
     window: Option<(Millis, u64)>,
     /// Up to when, in microseconds, what was let in uses up the pace.
     paced: u64,
+    /// From when on, in microseconds, the write that asks uses up the pace. It asks again, and must not begin anew then.
+    asking: Option<u64>,
     /// When something left last.
     drained: Option<Millis>,
 }
@@ -50,7 +52,16 @@ impl Throttle {
     #[must_use]
     pub fn new(soft: u64, hard: u64) -> Self {
         let hard = hard.max(1);
-        Self { soft: soft.min(hard), hard, outstanding: 0, rate: RATE_MIN * 16, window: None, paced: 0, drained: None }
+        Self {
+            soft: soft.min(hard),
+            hard,
+            outstanding: 0,
+            rate: RATE_MIN * 16,
+            window: None,
+            paced: 0,
+            asking: None,
+            drained: None,
+        }
     }
 
     /// A write of `length` bytes asks to go on. It is counted if the answer is `Now`. Ask for one at a time, in order.
@@ -63,8 +74,7 @@ impl Throttle {
     }
 
     /// The same without counting.
-    #[must_use]
-    pub fn ask(&self, now: Millis, length: u64) -> Admission {
+    pub fn ask(&mut self, now: Millis, length: u64) -> Admission {
         if !self.is_pressed() {
             return Admission::Now;
         }
@@ -78,11 +88,12 @@ impl Throttle {
     /// Counts what [`Throttle::ask`] has let in.
     pub fn take(&mut self, now: Millis, length: u64) {
         self.paced = if self.is_pressed() { self.pace(now, length) } else { now * 1000 };
+        self.asking = None;
         self.outstanding += length;
     }
 
-    fn pace(&self, now: Millis, length: u64) -> u64 {
-        let start = self.paced.max((now * 1000).saturating_sub(BURST_US));
+    fn pace(&mut self, now: Millis, length: u64) -> u64 {
+        let start = *self.asking.get_or_insert(self.paced.max((now * 1000).saturating_sub(BURST_US)));
         start + length * 1_000_000 / self.rate.max(RATE_MIN)
     }
 
@@ -166,6 +177,18 @@ mod tests {
             assert!(accepted > 50 * rate, "the link is used: {accepted} of {rate} a second in writes of {write}");
             assert!(peak <= (32 << 20) + write, "{peak} at {rate} in writes of {write}");
         }
+    }
+
+    #[test]
+    fn writes_are_paced_also_while_nothing_leaves() {
+        let mut throttle = Throttle::new(1 << 20, 32 << 20);
+        let mut accepted = 0;
+        for now in (0..2000).step_by(3) {
+            while throttle.admit(now, 256 << 10) == Admission::Now {
+                accepted += 256 << 10;
+            }
+        }
+        assert!((7 << 20..=10 << 20).contains(&accepted), "two seconds at 4 MiB/s: {accepted}");
     }
 
     proptest! {

@@ -32,7 +32,9 @@ pub enum JournalError {
     #[error("journal {0} is in use by another disk service: give each disk its own")]
     InUse(PathBuf),
     /// What it is on waits for this service.
-    #[error("journal {0} is on the disk that this service serves, or on its backing device: it has to be on another one")]
+    #[error(
+        "journal {0} is on the disk that this service serves, or on its backing device: it has to be on another one"
+    )]
     OwnDisk(PathBuf),
     /// Reading or writing failed.
     #[error("journal {path}: {source}")]
@@ -84,8 +86,7 @@ impl Journal {
         if same || served || on_backing {
             return Err(JournalError::OwnDisk(path.to_owned()));
         }
-        let file =
-            lock::exclusive(file, wait).map_err(failed)?.ok_or_else(|| JournalError::InUse(path.to_owned()))?;
+        let file = lock::exclusive(file, wait).map_err(failed)?.ok_or_else(|| JournalError::InUse(path.to_owned()))?;
         let size = size - size % ALIGN;
         file.set_len(size).map_err(failed)?;
         // Space now, so that no epoch ever fails for the lack of it.

@@ -216,11 +216,8 @@ fn info_name(data: &[u8]) -> Option<&[u8]> {
 /// # Errors
 /// The stream's, or something that is not a request.
 pub fn transmit(mut stream: UnixStream, geometry: Geometry, mut ask: impl FnMut(Ask)) -> io::Result<()> {
-    let client = Arc::new(Client {
-        stream: Mutex::new(stream.try_clone()?),
-        taken: Mutex::new(0),
-        answered: Condvar::new(),
-    });
+    let client =
+        Arc::new(Client { stream: Mutex::new(stream.try_clone()?), taken: Mutex::new(0), answered: Condvar::new() });
     loop {
         let request = match Request::read(&mut stream) {
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),

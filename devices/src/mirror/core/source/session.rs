@@ -346,11 +346,13 @@ impl Source {
         self.session.as_ref().map(|s| (s.throttle.outstanding(), s.throttle.rate()))
     }
 
+    /// A checkpoint helps only with what is not in an epoch yet.
     pub(super) fn ask_for_cut(&mut self) {
         if let Some(session) = &mut self.session
             && session.armed
             && !session.cut_asked
             && session.throttle.outstanding() >= session.limits.early
+            && session.cost >= session.limits.early / 8
         {
             session.cut_asked = true;
             self.actions.push(Action::CutWanted);
