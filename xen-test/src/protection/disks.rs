@@ -44,7 +44,7 @@ pub fn backing(host: &Host) -> Result<()> {
 pub fn create_on(host: &Host, backing: &str, source: bool) -> Result<()> {
     let peer = if host.name() == "a" { "hostb" } else { "hosta" };
     // Plain TCP leads to the disk's service, as port 7788 does to the daemon: emulated ciphers are slow.
-    listen(host, 7789, &format!("/run/remus/disk/{DISK}.peer"))?;
+    serve_link(host)?;
     let role = if source { "--source" } else { "" };
     host.sh(&format!(
         "remus disk create {DISK} {backing} --nbd 0 --capacity 32 --via 'exec socat -b 262144 - TCP:{peer}:7789' {role}"
@@ -52,9 +52,14 @@ pub fn create_on(host: &Host, backing: &str, source: bool) -> Result<()> {
     .map(drop)
 }
 
+/// Has a plain TCP port lead to the disk's service.
+pub fn serve_link(host: &Host) -> Result<()> {
+    listen(host, 7789, &format!("/run/remus/disk/{DISK}.peer"))
+}
+
 /// Starts the disk's service again, as the unit does: after a boot of the host, or after it was killed.
 pub fn serve(host: &Host) -> Result<()> {
-    listen(host, 7789, &format!("/run/remus/disk/{DISK}.peer"))?;
+    serve_link(host)?;
     host.sh(&format!(
         ". /etc/remus/disk/{DISK}.env; mkdir -p /var/log/remus; \
          setsid --fork remus-disk serve {DISK} --backing \"$BACKING\" --above \"$ABOVE\" --meta \"$META\" --nbd \"$NBD\" --via \"$VIA\" \

@@ -97,15 +97,21 @@ pub fn protect(host: &Host, guest: &str, more: &str) -> Result<()> {
     protect_over(Carrier::Tcp, host, guest, more)
 }
 
-/// As [`protect`], over a carrier of choice.
-pub fn protect_over(carrier: Carrier, host: &Host, guest: &str, more: &str) -> Result<()> {
+/// The command that protects a guest of this host towards the other one.
+#[must_use]
+pub fn protect_command(carrier: Carrier, host: &Host, guest: &str, more: &str) -> String {
     let peer = if host.name() == "a" { "hostb" } else { "hosta" };
     let target = match carrier {
         Carrier::Usual => peer.to_owned(),
         Carrier::Tcp => format!("'exec socat -b 262144 - TCP:{peer}:7788' -s ''"),
         Carrier::Nowhere => "nowhere --unsafe blackhole".to_owned(),
     };
-    let output = host.run(&format!("remus protect {guest} {target} {} {more}", slow_host_options()))?;
+    format!("remus protect {guest} {target} {} {more}", slow_host_options())
+}
+
+/// As [`protect`], over a carrier of choice.
+pub fn protect_over(carrier: Carrier, host: &Host, guest: &str, more: &str) -> Result<()> {
+    let output = host.run(&protect_command(carrier, host, guest, more))?;
     ensure!(output.ok(), "remus protect on host {}: {}{}", host.name(), output.stdout, output.stderr);
     Ok(())
 }

@@ -8,8 +8,10 @@ use remusd::ops::EventKind;
 
 use super::{Ctx, Scenario};
 use crate::host::Snapshot;
-use crate::protection::disks::{WithDisk, disk, serve, wait_disk};
-use crate::protection::{PATIENCE, fail_over, protect, row, start_daemon, wait_epochs, wait_event};
+use crate::protection::disks::{WithDisk, disk, serve, serve_link, wait_disk};
+use crate::protection::{
+    Carrier, PATIENCE, domains, fail_over, protect, protect_command, row, start_daemon, wait_epochs, wait_event,
+};
 use crate::wait::wait_until;
 
 pub(super) const RESYNC: Scenario = Scenario {
@@ -47,10 +49,10 @@ fn resync(ctx: &mut Ctx<'_>) -> Result<()> {
     ensure!(refused.contains("remus-disk@d0"), "protecting with no disk service there: {refused}");
     ctx.note(&format!("refused: {refused}"));
     serve(pair.b())?;
-    wait_until(PATIENCE, "the guest is not called protected", || {
-        Ok(row(pair.a(), "guest", Role::Primary)?.is_none_or(|r| !r.protected).then_some(()))
+    unfinished(ctx)?;
+    wait_until(PATIENCE, "the guest is protected", || {
+        Ok(row(pair.a(), "guest", Role::Primary)?.filter(|row| row.protected).map(drop))
     })?;
-    protect(pair.a(), "guest", "")?;
     let now = disk(pair.a())?;
     ensure!(now.connected && now.in_sync, "protected, and the disk's copies are not alike: {now:?}");
     ctx.note(&format!(
@@ -65,6 +67,28 @@ fn resync(ctx: &mut Ctx<'_>) -> Result<()> {
     guest.rate(0)?;
     guest.settled(pair.a())?;
     guest.alike()
+}
+
+/// With memory on the backup and a disk that is not brought up to date, nothing counts as protected and nothing can be activated (R4).
+/// Returns when the disk can be reached, and the guest is being protected.
+fn unfinished(ctx: &Ctx<'_>) -> Result<()> {
+    let (a, b) = (ctx.pair().a(), ctx.pair().b());
+    b.sh("pkill -f '[T]CP-LISTEN:7789'")?;
+    let command = protect_command(Carrier::Tcp, a, "guest", "");
+    a.sh(&format!("setsid {command} >/var/log/remus/protect.log 2>&1 </dev/null &"))?;
+    // Epochs are taken, so the memory is there; only the disk is not.
+    wait_until(PATIENCE, "epochs reach host b", || {
+        Ok(row(a, "guest", Role::Primary)?.filter(|row| row.acked.is_some_and(|epoch| epoch.0 >= 3)).map(drop))
+    })?;
+    ensure!(
+        !row(a, "guest", Role::Primary)?.is_some_and(|row| row.protected),
+        "protected with a disk that is out of date"
+    );
+    let refused = b.run("remus failover guest --primary-is-off")?;
+    ensure!(!refused.ok(), "a guest was activated on a disk that is out of date: {refused:?}");
+    ctx.note(&format!("failover refused: {}", refused.stderr.trim()));
+    ensure!(!domains(b)?.iter().any(|name| name == "guest"), "domains of host b: {:?}", domains(b)?);
+    serve_link(b)
 }
 
 fn back(ctx: &mut Ctx<'_>) -> Result<()> {
