@@ -48,6 +48,9 @@ pub enum DiskCommand {
         /// Memory for writes on their way, in MiB.
         #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u64).range(8..=65536))]
         capacity: u64,
+        /// What a copy may hold on disk beyond that memory, in MiB, beside its metadata: set aside at once. 0 for none.
+        #[arg(long, value_name = "MIB", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=1 << 24))]
+        journal_size: u64,
         /// This host has the contents, and the guest runs here; without it this host has the copy, which is OVERWRITTEN.
         #[arg(long)]
         source: bool,
@@ -123,7 +126,7 @@ fn client_error(error: &ClientError) -> ApiError {
 pub async fn run(disk: &Disk) -> Result<serde_json::Value, ApiError> {
     let message = |text: String| Ok(serde_json::json!({ "message": text }));
     match &disk.command {
-        DiskCommand::Create { name, backing, above, nbd, meta, via, capacity, source } => {
+        DiskCommand::Create { name, backing, above, nbd, meta, via, capacity, journal_size, source } => {
             check_name(name)?;
             let meta = meta.clone().unwrap_or_else(|| Path::new(STATE).join(format!("{name}.meta")));
             let above = above.as_deref().map(absolute).transpose()?;
@@ -136,6 +139,7 @@ pub async fn run(disk: &Disk) -> Result<serde_json::Value, ApiError> {
                 nbd: *nbd,
                 via: via.as_deref(),
                 capacity: *capacity,
+                journal_size: *journal_size,
             };
             create(name, &settings)?;
             answering(name).await?;
@@ -240,7 +244,8 @@ async fn remove(name: &str) -> Result<(), ApiError> {
     }
     // Another disk of this name must not take over what this one knew.
     let meta = value_of(&text, "META").map(PathBuf::from);
-    for file in meta.into_iter().chain([path]) {
+    let journal = meta.as_ref().map(|meta| meta.with_file_name(format!("{name}.journal")));
+    for file in meta.into_iter().chain(journal).chain([path]) {
         match std::fs::remove_file(&file) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(failed(&format!("{}: {error}", file.display())));
@@ -274,6 +279,7 @@ struct Settings<'a> {
     nbd: u32,
     via: Option<&'a str>,
     capacity: u64,
+    journal_size: u64,
 }
 
 /// The environment file of `remus-disk@NAME`. systemd takes what stands between double quotes, with `\` before `"`, `\`, `$` and backquote.
@@ -289,9 +295,9 @@ fn environment(settings: &Settings<'_>) -> String {
         quoted.push('"');
         quoted
     };
-    let Settings { backing, above, meta, nbd, via, capacity } = settings;
+    let Settings { backing, above, meta, nbd, via, capacity, journal_size } = settings;
     format!(
-        "BACKING={}\nABOVE={}\nMETA={}\nNBD={nbd}\nVIA={}\nCAPACITY={capacity}\n",
+        "BACKING={}\nABOVE={}\nMETA={}\nNBD={nbd}\nVIA={}\nCAPACITY={capacity}\nJOURNAL_SIZE={journal_size}\n",
         quote(&backing.display().to_string()),
         quote(&above.map(|device| device.display().to_string()).unwrap_or_default()),
         quote(&meta.display().to_string()),
@@ -338,6 +344,7 @@ fn start(name: &str, settings: &Settings<'_>) -> std::io::Result<()> {
     command.arg("--backing").arg(settings.backing).arg("--meta").arg(settings.meta);
     command.arg("--above").arg(settings.above.unwrap_or(Path::new("")));
     command.args(["--via", settings.via.unwrap_or_default(), "--capacity", &settings.capacity.to_string()]);
+    command.args(["--journal-size", &settings.journal_size.to_string()]);
     let status = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).status()?;
     if status.success() { Ok(()) } else { Err(std::io::Error::other(format!("setsid: {status}"))) }
 }
@@ -408,11 +415,11 @@ mod tests {
     #[test]
     fn an_environment_file_keeps_every_character() {
         let (backing, meta) = (Path::new("/dev/vg/a b"), Path::new("/m"));
-        let settings = Settings { backing, above: None, meta, nbd: 3, via: Some(r#"x "$1" \`y"#), capacity: 9 };
+        let settings = Settings { backing, above: None, meta, nbd: 3, via: Some(r#"x "$1" \`y"#), capacity: 9, journal_size: 7 };
         let text = environment(&settings);
         assert_eq!(
             text,
-            "BACKING=\"/dev/vg/a b\"\nABOVE=\"\"\nMETA=\"/m\"\nNBD=3\nVIA=\"x \\\"\\$1\\\" \\\\\\`y\"\nCAPACITY=9\n"
+            "BACKING=\"/dev/vg/a b\"\nABOVE=\"\"\nMETA=\"/m\"\nNBD=3\nVIA=\"x \\\"\\$1\\\" \\\\\\`y\"\nCAPACITY=9\nJOURNAL_SIZE=7\n"
         );
         assert_eq!(value_of(&text, "VIA").as_deref(), settings.via);
         assert_eq!(value_of(&text, "META").as_deref(), Some("/m"));

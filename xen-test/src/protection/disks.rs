@@ -63,7 +63,7 @@ pub fn serve(host: &Host) -> Result<()> {
     host.sh(&format!(
         ". /etc/remus/disk/{DISK}.env; mkdir -p /var/log/remus; \
          setsid --fork remus-disk serve {DISK} --backing \"$BACKING\" --above \"$ABOVE\" --meta \"$META\" --nbd \"$NBD\" --via \"$VIA\" \
-         --capacity \"$CAPACITY\" >>/var/log/remus/disk-{DISK}.log 2>&1 </dev/null"
+         --capacity \"$CAPACITY\" --journal-size \"$JOURNAL_SIZE\" >>/var/log/remus/disk-{DISK}.log 2>&1 </dev/null"
     ))?;
     wait_until(PATIENCE, "the disk's service answers", || {
         Ok(host.run(&format!("remus disk status {DISK}"))?.ok().then_some(()))
