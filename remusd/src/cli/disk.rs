@@ -415,7 +415,8 @@ mod tests {
     #[test]
     fn an_environment_file_keeps_every_character() {
         let (backing, meta) = (Path::new("/dev/vg/a b"), Path::new("/m"));
-        let settings = Settings { backing, above: None, meta, nbd: 3, via: Some(r#"x "$1" \`y"#), capacity: 9, journal_size: 7 };
+        let settings =
+            Settings { backing, above: None, meta, nbd: 3, via: Some(r#"x "$1" \`y"#), capacity: 9, journal_size: 7 };
         let text = environment(&settings);
         assert_eq!(
             text,

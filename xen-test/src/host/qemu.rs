@@ -25,6 +25,9 @@ pub enum Snapshot {
     Protected,
     /// As [`Snapshot::Protected`], with an etcd beside the client as the witness.
     Armed,
+    /// As [`Snapshot::Ready`], with the daemons started and a PVH guest that writes to its memory and its mirrored disk, protected towards
+    /// host b.
+    Disk,
 }
 
 impl Snapshot {
@@ -35,6 +38,7 @@ impl Snapshot {
             Self::Guest => "guest",
             Self::Protected => "protected",
             Self::Armed => "armed",
+            Self::Disk => "disk",
         }
     }
 
@@ -42,7 +46,7 @@ impl Snapshot {
     pub fn before(self) -> Option<Self> {
         match self {
             Self::Ready => None,
-            Self::Guest => Some(Self::Ready),
+            Self::Guest | Self::Disk => Some(Self::Ready),
             Self::Protected | Self::Armed => Some(Self::Guest),
         }
     }

@@ -5,9 +5,9 @@ use devices::mirror::service::Status;
 use xen_test_guest::protocol::{DiskInfo, DiskSpec};
 use xen_test_guest::xl::{GuestSpec, Kind};
 
-use super::{Guest, PATIENCE, Protected, listen, start_daemons};
+use super::{Guest, PATIENCE, Protected, listen, protect, start_daemons, wait_epochs};
 use crate::client::Control;
-use crate::host::Host;
+use crate::host::{Host, Snapshot};
 use crate::pair::Pair;
 use crate::wait::wait_until;
 
@@ -93,6 +93,21 @@ impl<'p> WithDisk<'p> {
         // A later power loss takes back what was not synced of the hosts' own files.
         pair.each(|host| host.sh("sync").map(drop))?;
         Self::on(pair, &format!("phy:/dev/remus/{DISK},xvda,w"))
+    }
+
+    /// As [`WithDisk::start`], and protects it; returns after a few armed epochs. From [`Snapshot::Disk`] it is the one that is there.
+    pub fn protected(pair: &'p Pair) -> Result<Self> {
+        let made = if pair.take_if(Snapshot::Disk) {
+            let disks = vec![format!("phy:/dev/remus/{DISK},xvda,w")];
+            let guest = Guest::meet(pair, GuestSpec { disks, ..GuestSpec::new(Kind::Pvh) })?;
+            Self { protected: Protected::writing(guest)?, pair }
+        } else {
+            let made = Self::start(pair)?;
+            protect(pair.a(), "guest", "")?;
+            made
+        };
+        wait_epochs(pair.a(), "guest", 4)?;
+        Ok(made)
     }
 
     /// Makes the guest on host a with this disk, and lets it write. The daemons run, and both hosts have the disk.

@@ -50,6 +50,7 @@ pub fn make(pair: &Pair, snapshot: Snapshot) -> Result<Option<Etcd>> {
         }
         Snapshot::Protected => Protected::start(pair, "").map(|_| None),
         Snapshot::Armed => Arena::start(pair, "").map(|arena| Some(arena.etcd)),
+        Snapshot::Disk => disks::WithDisk::protected(pair).map(|_| None),
     }
 }
 
@@ -235,15 +236,18 @@ impl<'p> Protected<'p> {
 
     /// The guest that the snapshots have, which writes already.
     pub fn of_snapshot(pair: &'p Pair) -> Result<Self> {
-        let guest = Guest::of_snapshot(pair)?;
-        let client = guest.counter(20.0)?;
-        Ok(Self { guest, client })
+        Self::writing(Guest::of_snapshot(pair)?)
     }
 
     /// Has a guest write to its memory, and connects to it.
     pub fn of(guest: Guest<'p>) -> Result<Self> {
-        let client = guest.counter(20.0)?;
         guest.dirty(100, 64, 8)?;
+        Self::writing(guest)
+    }
+
+    /// Connects to a guest that writes to its memory already.
+    pub fn writing(guest: Guest<'p>) -> Result<Self> {
+        let client = guest.counter(20.0)?;
         Ok(Self { guest, client })
     }
 

@@ -12,7 +12,7 @@ pub(super) const DAEMON: Scenario = Scenario {
     name: "disk-kill-daemon",
     about: "kill -9 of the primary's remusd under write load: the disk's process lives, the guest sees no I/O error",
     hosts: 2,
-    start: Snapshot::Ready,
+    start: Snapshot::Disk,
     run: daemon,
 };
 
@@ -28,15 +28,13 @@ pub(super) const COPY: Scenario = Scenario {
     name: "disk-kill-copy",
     about: "kill -9 of the copy's disk service while it applies: the guest goes on, and the copy is the same bytes again in the end",
     hosts: 2,
-    start: Snapshot::Ready,
+    start: Snapshot::Disk,
     run: copy,
 };
 
 fn daemon(ctx: &mut Ctx<'_>) -> Result<()> {
     let pair = ctx.pair();
-    let guest = WithDisk::start(pair)?;
-    protect(pair.a(), "guest", "")?;
-    wait_epochs(pair.a(), "guest", 4)?;
+    let guest = WithDisk::protected(pair)?;
     pair.a().kill9_program("remusd")?;
     let lives = disk(pair.a())?;
     ensure!(lives.open && lives.connected, "the disk after the daemon's end: {lives:?}");
@@ -72,10 +70,8 @@ fn service(ctx: &mut Ctx<'_>) -> Result<()> {
 
 fn copy(ctx: &mut Ctx<'_>) -> Result<()> {
     let pair = ctx.pair();
-    let guest = WithDisk::start(pair)?;
-    protect(pair.a(), "guest", "")?;
     // Each acknowledged epoch is being applied while the next one is captured.
-    wait_epochs(pair.a(), "guest", 4)?;
+    let guest = WithDisk::protected(pair)?;
     pair.b().kill9_program("remus-disk")?;
     let event = wait_event(pair.a(), "guest", EventKind::Unprotected)?;
     ctx.note(&format!("the copy's service is killed: {}", event.detail));

@@ -11,16 +11,18 @@ pub(super) const STOP: Scenario = Scenario {
     name: "disk-planned-stop",
     about: "unprotect while the guest writes its mirrored disk: no copy is left, both hosts' disks are the same bytes, and again",
     hosts: 2,
-    start: Snapshot::Ready,
+    start: Snapshot::Disk,
     run,
 };
 
 fn run(ctx: &mut Ctx<'_>) -> Result<()> {
     let pair = ctx.pair();
-    let guest = WithDisk::start(pair)?;
+    let guest = WithDisk::protected(pair)?;
     for round in ["first", "second"] {
-        protect(pair.a(), "guest", "")?;
-        wait_epochs(pair.a(), "guest", 5)?;
+        if round == "second" {
+            protect(pair.a(), "guest", "")?;
+            wait_epochs(pair.a(), "guest", 5)?;
+        }
         guest.writes(20)?;
         pair.a().sh("remus unprotect guest")?;
         no_copy(pair.b(), "guest")?;

@@ -7,24 +7,22 @@ use anyhow::{Result, ensure};
 use super::{Ctx, Scenario};
 use crate::host::Snapshot;
 use crate::protection::disks::{WithDisk, disk, wait_disk};
-use crate::protection::{domains, fail_over, protect, wait_epochs};
+use crate::protection::{domains, fail_over, wait_epochs};
 
 pub(super) const LOSS: Scenario = Scenario {
     name: "disk-power-loss",
     about: "the primary loses power while the guest writes its mirrored disk: memory, network and disk go on at the backup, in step",
     hosts: 2,
-    start: Snapshot::Ready,
+    start: Snapshot::Disk,
     run,
 };
 
 fn run(ctx: &mut Ctx<'_>) -> Result<()> {
     let pair = ctx.pair();
-    let guest = WithDisk::start(pair)?;
-    guest.writes(20)?;
-    protect(pair.a(), "guest", "")?;
+    let guest = WithDisk::protected(pair)?;
     let source = disk(pair.a())?;
     ensure!(source.connected && source.in_sync, "protected, and the copies of the disk are not alike: {source:?}");
-    wait_epochs(pair.a(), "guest", 8)?;
+    wait_epochs(pair.a(), "guest", 5)?;
     let held = wait_disk(pair.b(), "follows epoch by epoch", |s| s.target.as_ref().is_some_and(|t| t.armed))?;
     ctx.note(&format!("protected, the copy: {:?}", held.target));
     // Heard from outside, so it was complete in an epoch that is acknowledged.

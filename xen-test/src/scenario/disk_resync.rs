@@ -4,13 +4,13 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use remusd::api::Role;
-use remusd::ops::EventKind;
+use remusd::ops::{Event, EventKind};
 
 use super::{Ctx, Scenario};
 use crate::host::Snapshot;
 use crate::protection::disks::{WithDisk, disk, serve, serve_link, wait_disk};
 use crate::protection::{
-    Carrier, PATIENCE, domains, fail_over, protect, protect_command, row, start_daemon, wait_epochs, wait_event,
+    Carrier, PATIENCE, domains, events, fail_over, protect, protect_command, row, start_daemon, wait_epochs, wait_event,
 };
 use crate::wait::wait_until;
 
@@ -18,7 +18,7 @@ pub(super) const RESYNC: Scenario = Scenario {
     name: "disk-resync",
     about: "the backup loses power and comes back: the disk is brought up to date by what differs, and the guest protected only then",
     hosts: 2,
-    start: Snapshot::Ready,
+    start: Snapshot::Disk,
     run: resync,
 };
 
@@ -26,15 +26,13 @@ pub(super) const BACK: Scenario = Scenario {
     name: "disk-fail-back",
     about: "failover, the old primary returns, its divergent disk is brought up to date, and the guest fails back",
     hosts: 2,
-    start: Snapshot::Ready,
+    start: Snapshot::Disk,
     run: back,
 };
 
 fn resync(ctx: &mut Ctx<'_>) -> Result<()> {
     let pair = ctx.pair();
-    let guest = WithDisk::start(pair)?;
-    protect(pair.a(), "guest", "")?;
-    wait_epochs(pair.a(), "guest", 4)?;
+    let guest = WithDisk::protected(pair)?;
     pair.b().power_off();
     let event = wait_event(pair.a(), "guest", EventKind::Unprotected)?;
     ctx.note(&format!("the backup is gone: {}", event.detail));
@@ -77,8 +75,10 @@ fn unfinished(ctx: &Ctx<'_>) -> Result<()> {
     let command = protect_command(Carrier::Tcp, a, "guest", "");
     a.sh(&format!("setsid {command} >/var/log/remus/protect.log 2>&1 </dev/null &"))?;
     // Epochs are taken, so the memory is there; only the disk is not.
-    wait_until(PATIENCE, "epochs reach host b", || {
-        Ok(row(a, "guest", Role::Primary)?.filter(|row| row.acked.is_some_and(|epoch| epoch.0 >= 3)).map(drop))
+    let epochs = |event: &Event| event.kind == EventKind::FirstCopyProgress && event.detail.contains("copied");
+    let before = events(a)?.iter().filter(|event| epochs(event)).count();
+    wait_until(PATIENCE * 2, "epochs reach host b", || {
+        Ok((events(a)?.iter().filter(|event| epochs(event)).count() >= before + 3).then_some(()))
     })?;
     ensure!(
         !row(a, "guest", Role::Primary)?.is_some_and(|row| row.protected),
@@ -94,9 +94,7 @@ fn unfinished(ctx: &Ctx<'_>) -> Result<()> {
 fn back(ctx: &mut Ctx<'_>) -> Result<()> {
     let pair = ctx.pair();
     let (a, b) = (pair.a(), pair.b());
-    let guest = WithDisk::start(pair)?;
-    protect(a, "guest", "")?;
-    wait_epochs(a, "guest", 5)?;
+    let guest = WithDisk::protected(pair)?;
     let known = guest.written()?.completed;
     a.power_off();
     fail_over(b, &guest.protected.guest, &guest.protected.client, Instant::now())?;
