@@ -129,7 +129,7 @@ pub const SCENARIOS: &[Scenario] = &[
 
 /// Scenarios that are written but that no run has shown to pass yet: skipped, and counted as such, unless `XEN_TEST_UNSHOWN` is set.
 /// A name leaves this list with the run that shows it.
-pub const UNSHOWN: &[&str] = &["disk-move"];
+pub const UNSHOWN: &[&str] = &[];
 
 /// What a scenario works with.
 #[derive(Debug)]
