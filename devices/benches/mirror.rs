@@ -1,9 +1,10 @@
-//! A mirrored disk against `qemu-nbd`, on the same device, by the same client: `cargo bench -p devices --bench mirror`. Needs fio with
-//! its nbd engine (fio, libnbd) and qemu-nbd (qemu-utils).
+//! A mirrored disk against `qemu-nbd`, by the same client: `cargo bench -p devices --bench mirror`. Needs fio with its nbd engine (fio,
+//! libnbd) and qemu-nbd (qemu-utils). `qemu-nbd` and the service without a copy serve the same file, in turns.
 //!
 //! `REMUS_BENCH_DIR` says where the disks are (a folder of a file system with direct I/O; the target folder if not given),
+//! `REMUS_BENCH_COPY_DIR` where the copy's is (there, too, if not given, so that each write is done twice by one device),
 //! `REMUS_BENCH_SECONDS` how long each figure is measured (3), `REMUS_BENCH_ROUNDS` how often (3). The servers take turns in each round,
-//! and the median of the rounds is printed.
+//! and the median of the rounds is printed. An argument picks the work whose name contains it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -103,8 +104,9 @@ fn fill(path: &Path) {
 }
 
 /// What is measured: its name, fio's arguments, and whether it reads.
-const WORK: [(&str, &[&str], bool); 6] = [
+const WORK: [(&str, &[&str], bool); 7] = [
     ("read, 1 MiB in order, 4 at once", &["--rw=read", "--bs=1m", "--iodepth=4"], true),
+    ("read, 4 KiB at random, one by one", &["--rw=randread", "--bs=4k", "--iodepth=1"], true),
     ("read, 4 KiB at random, 16 at once", &["--rw=randread", "--bs=4k", "--iodepth=16"], true),
     ("write, 1 MiB in order, 4 at once", &["--rw=write", "--bs=1m", "--iodepth=4"], false),
     ("write, 4 KiB at random, 16 at once", &["--rw=randwrite", "--bs=4k", "--iodepth=16"], false),
@@ -147,10 +149,13 @@ fn number(name: &str, default: u64) -> u64 {
 fn main() {
     let (seconds, rounds) = (number("REMUS_BENCH_SECONDS", 3), number("REMUS_BENCH_ROUNDS", 3));
     let folder = std::env::var("REMUS_BENCH_DIR").unwrap_or_else(|_| env!("CARGO_TARGET_TMPDIR").into());
-    let root = tempfile::tempdir_in(folder).unwrap();
-    fill(&root.path().join("qemu"));
+    let root = tempfile::tempdir_in(&folder).unwrap();
+    let other = tempfile::tempdir_in(std::env::var("REMUS_BENCH_COPY_DIR").unwrap_or(folder)).unwrap();
+    // One that has no copy, and one that has; both mark what is written.
+    let (alone, source, copy) =
+        (Disk::new(root.path(), "alone"), Disk::new(root.path(), "source"), Disk::new(other.path(), "copy"));
     let socket = root.path().join("qemu.sock").display().to_string();
-    let backing = root.path().join("qemu").display().to_string();
+    let backing = alone.dir.join("disk").display().to_string();
     let qemu = start(
         "qemu-nbd",
         &[
@@ -166,9 +171,6 @@ fn main() {
         ],
     );
     until("qemu-nbd answers", || Path::new(&socket).exists());
-    // One that has no copy, and one that has; both mark what is written.
-    let (alone, source, copy) =
-        (Disk::new(root.path(), "alone"), Disk::new(root.path(), "source"), Disk::new(root.path(), "copy"));
     for disk in [&alone, &source] {
         disk.tell(&Request::Promote { force: false });
         disk.tell(&Request::Open {});
@@ -183,7 +185,12 @@ fn main() {
     ];
     println!("| work | server | MiB/s | against qemu-nbd | median µs | 99 % below µs |");
     println!("|---|---|---|---|---|---|");
+    // Cargo adds `--bench`.
+    let wanted: Vec<_> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     for (name, work, reads) in WORK {
+        if !wanted.is_empty() && !wanted.iter().any(|wanted| name.contains(wanted)) {
+            continue;
+        }
         let mut figures = vec![Vec::new(); servers.len()];
         for _ in 0..rounds {
             for ((_, uri), figures) in servers.iter().zip(&mut figures) {

@@ -1,11 +1,15 @@
 //! One client: negotiation, then requests in and replies out.
 
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, BufReader, IoSlice, Read, Write};
 use std::net::Shutdown;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::Builder;
 
 use bytes::Bytes;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::proto::{
     Command, EXPORT_FLAGS, HANDSHAKE_FLAGS, MAX_DATA, NBD_MAGIC, OPTION_MAGIC, Request, option, option_reply, reply,
@@ -18,6 +22,15 @@ const MAX_OPTION: u32 = 8192;
 
 /// Bytes of writes that one client may have under way. The kernel's has 128 requests, seldom of more than 256 KiB.
 const UNANSWERED: u64 = 32 << 20;
+
+/// Requests of one client that are carried out at once.
+const THREADS: usize = 16;
+/// Bytes: as for the threads that wait for disks.
+const STACK: usize = 256 * 1024;
+/// Bytes: a few small requests.
+const INTAKE: usize = 16 * 1024;
+/// A client that had several requests under way must have sent so many one after the other to be taken for one that does that.
+const SEVERAL: u32 = 32;
 
 /// What the disk is asked, with whom to answer.
 pub struct Ask {
@@ -67,12 +80,14 @@ impl Answer {
 /// A connection's sending half.
 pub struct Client {
     stream: Mutex<UnixStream>,
+    /// Requests that are not answered.
+    under_way: AtomicUsize,
     /// Bytes of writes that are not answered.
     taken: Mutex<u64>,
     answered: Condvar,
 }
 
-/// What a write takes of the client's share of the memory until it is answered.
+/// What a request takes until it is answered: a write some of the client's share of the memory.
 struct Room {
     client: Arc<Client>,
     bytes: u64,
@@ -81,7 +96,11 @@ struct Room {
 impl Room {
     /// Waits until there is some. Whoever writes faster than writes are let in waits in his own socket.
     fn wait(client: &Arc<Client>, bytes: u32) -> Self {
+        client.under_way.fetch_add(1, Ordering::Relaxed);
         let bytes = u64::from(bytes);
+        if bytes == 0 {
+            return Self { client: client.clone(), bytes };
+        }
         let taken = client.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let full = |taken: &mut u64| *taken > 0 && *taken + bytes > UNANSWERED;
         *client.answered.wait_while(taken, full).unwrap_or_else(PoisonError::into_inner) += bytes;
@@ -91,6 +110,7 @@ impl Room {
 
 impl Drop for Room {
     fn drop(&mut self) {
+        self.client.under_way.fetch_sub(1, Ordering::Relaxed);
         if self.bytes > 0 {
             *self.client.taken.lock().unwrap_or_else(PoisonError::into_inner) -= self.bytes;
             self.client.answered.notify_one();
@@ -119,11 +139,17 @@ impl Client {
     }
 }
 
-/// Serves one client that negotiates, until it leaves. Blocks. `ask` is called for every valid request.
+/// Serves one client that negotiates, until it leaves. Blocks. `ask` is called for every valid request, on several threads;
+/// it may block for as long as a request takes.
 ///
 /// # Errors
 /// The stream's, or a client that does not follow the protocol.
-pub fn serve(stream: UnixStream, name: &str, geometry: Geometry, ask: impl FnMut(Ask)) -> io::Result<()> {
+pub fn serve(
+    stream: UnixStream,
+    name: &str,
+    geometry: Geometry,
+    ask: impl Fn(Ask) + Send + Sync + 'static,
+) -> io::Result<()> {
     let mut negotiating = stream.try_clone()?;
     if negotiate(&mut negotiating, name, geometry)? { transmit(stream, geometry, ask) } else { Ok(()) }
 }
@@ -211,16 +237,126 @@ fn info_name(data: &[u8]) -> Option<&[u8]> {
     rest.get(..u32::from_be_bytes(*length) as usize)
 }
 
-/// Serves a client that is past negotiation, as the kernel's is. Blocks until it leaves.
+/// Serves a client that is past negotiation, as the kernel's is. Blocks until it leaves. `ask` as in [`serve`].
 ///
 /// # Errors
 /// The stream's, or something that is not a request.
-pub fn transmit(mut stream: UnixStream, geometry: Geometry, mut ask: impl FnMut(Ask)) -> io::Result<()> {
-    let client =
-        Arc::new(Client { stream: Mutex::new(stream.try_clone()?), taken: Mutex::new(0), answered: Condvar::new() });
-    loop {
-        let request = match Request::read(&mut stream) {
-            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+pub fn transmit(stream: UnixStream, geometry: Geometry, ask: impl Fn(Ask) + Send + Sync + 'static) -> io::Result<()> {
+    let client = Client {
+        stream: Mutex::new(stream.try_clone()?),
+        under_way: AtomicUsize::new(0),
+        taken: Mutex::new(0),
+        answered: Condvar::new(),
+    };
+    let intake = Arc::new(Intake {
+        client: Arc::new(client),
+        geometry,
+        stream: Mutex::new(Some(Stream { from: BufReader::with_capacity(INTAKE, stream), several: 0 })),
+        readers: AtomicUsize::new(0),
+        threads: AtomicUsize::new(1),
+        failed: Mutex::new(None),
+        ask,
+    });
+    intake.work();
+    let failed = intake.failed.lock().unwrap_or_else(PoisonError::into_inner).take();
+    failed.map_or(Ok(()), Err)
+}
+
+/// Where requests come from. Its threads take turns in reading one, and each carries out what it has read: so a request is not
+/// handed from one thread to another on its way. For a client that sends one after the other, its thread keeps its turn: no
+/// other one has to wake up.
+struct Intake<F> {
+    client: Arc<Client>,
+    geometry: Geometry,
+    /// Until the client has left.
+    stream: Mutex<Option<Stream>>,
+    /// Threads that read or wait for their turn.
+    readers: AtomicUsize,
+    threads: AtomicUsize,
+    failed: Mutex<Option<io::Error>>,
+    ask: F,
+}
+
+struct Stream {
+    from: BufReader<UnixStream>,
+    /// For so many requests more, if none of them meets another one, the client is taken for one that has several under way.
+    several: u32,
+}
+
+impl Stream {
+    /// Whether the client has sent more meanwhile.
+    fn has_more(&self) -> bool {
+        let mut socket = [PollFd::new(self.from.get_ref().as_fd(), PollFlags::POLLIN)];
+        !self.from.buffer().is_empty() || !matches!(poll(&mut socket, PollTimeout::ZERO), Ok(0))
+    }
+}
+
+impl<F: Fn(Ask) + Send + Sync + 'static> Intake<F> {
+    fn work(self: &Arc<Self>) {
+        loop {
+            self.readers.fetch_add(1, Ordering::Relaxed);
+            let ask = self.read();
+            let last = self.readers.fetch_sub(1, Ordering::Relaxed) == 1;
+            match ask {
+                Ok(Some(ask)) => {
+                    if last {
+                        self.another();
+                    }
+                    (self.ask)(ask);
+                }
+                Ok(None) => return,
+                Err(error) => {
+                    *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Nobody would read while this thread is busy.
+    fn another(self: &Arc<Self>) {
+        let more = |count| (count < THREADS).then_some(count + 1);
+        if self.threads.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok() {
+            let intake = self.clone();
+            let started = Builder::new().name("nbd".into()).stack_size(STACK).spawn(move || intake.work());
+            if started.is_err() {
+                // Then those that there are have to do.
+                self.threads.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// The next request that others have to be let read meanwhile; `None` when there are no more.
+    fn read(&self) -> io::Result<Option<Ask>> {
+        let mut stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let Some(open) = stream.as_mut() else { return Ok(None) };
+            match self.next(&mut open.from) {
+                Ok(Next::Ask(ask)) => {
+                    let short = matches!(ask.what, What::Read(_) | What::Write(..)) && !ask.fua;
+                    let alone = self.client.under_way.load(Ordering::Relaxed) == 1 && open.from.buffer().is_empty();
+                    if !(short && alone && open.several == 0) {
+                        open.several = if alone { open.several.saturating_sub(1) } else { SEVERAL };
+                        return Ok(Some(ask));
+                    }
+                    (self.ask)(ask);
+                    if open.has_more() {
+                        open.several = SEVERAL;
+                    }
+                }
+                Ok(Next::Refused) => {}
+                Ok(Next::End) => *stream = None,
+                Err(error) => {
+                    *stream = None;
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    fn next(&self, from: &mut BufReader<UnixStream>) -> io::Result<Next> {
+        let request = match Request::read(from) {
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(Next::End),
             other => other?,
         };
         let extent = Extent::new(request.offset, request.length);
@@ -230,32 +366,36 @@ pub fn transmit(mut stream: UnixStream, geometry: Geometry, mut ask: impl FnMut(
             return Err(protocol("a request is too large"));
         }
         let written = if request.command == Command::Write { request.length } else { 0 };
-        let to = Answer { client: client.clone(), cookie: request.cookie, _room: Room::wait(&client, written) };
+        let room = Room::wait(&self.client, written);
+        let to = Answer { client: self.client.clone(), cookie: request.cookie, _room: room };
         let data = if request.command == Command::Write {
             let mut data = Buffer::new(request.length as usize);
-            stream.read_exact(data.as_mut())?;
+            from.read_exact(data.as_mut())?;
             Some(data)
         } else {
             None
         };
-        let invalid = || io::Error::from_raw_os_error(libc::EINVAL);
         let ranged = !matches!(request.command, Command::Flush | Command::Disconnect | Command::Other(_));
-        if request.unknown_flags || (ranged && geometry.check(extent).is_err()) {
-            to.failed(&invalid());
-            continue;
-        }
+        let valid = !request.unknown_flags && (!ranged || self.geometry.check(extent).is_ok());
         let what = match (request.command, data) {
-            (Command::Read, _) => What::Read(extent),
-            (Command::Write, Some(data)) => What::Write(extent, Bytes::from_owner(data)),
-            (Command::WriteZeroes, _) => What::Zero(extent, !request.no_hole),
-            (Command::Trim, _) => What::Zero(extent, true),
-            (Command::Flush, _) => What::Flush,
-            (Command::Disconnect, _) => return Ok(()),
+            (Command::Disconnect, _) => return Ok(Next::End),
+            (Command::Read, _) if valid => What::Read(extent),
+            (Command::Write, Some(data)) if valid => What::Write(extent, Bytes::from_owner(data)),
+            (Command::WriteZeroes, _) if valid => What::Zero(extent, !request.no_hole),
+            (Command::Trim, _) if valid => What::Zero(extent, true),
+            (Command::Flush, _) if valid => What::Flush,
             _ => {
-                to.failed(&invalid());
-                continue;
+                to.failed(&io::Error::from_raw_os_error(libc::EINVAL));
+                return Ok(Next::Refused);
             }
         };
-        ask(Ask { what, fua: request.fua, to });
+        Ok(Next::Ask(Ask { what, fua: request.fua, to }))
     }
+}
+
+enum Next {
+    Ask(Ask),
+    /// And answered.
+    Refused,
+    End,
 }

@@ -39,6 +39,15 @@ struct Writing {
     to: Answer,
 }
 
+/// A write that has its range and its marks.
+struct Job {
+    id: WriteId,
+    extent: Extent,
+    payload: Payload,
+    punch: bool,
+    fua: bool,
+}
+
 struct State {
     source: Source,
     writes: HashMap<WriteId, Writing>,
@@ -125,19 +134,19 @@ impl Engine {
         self.changed.notify_all();
     }
 
-    /// A request of a client.
+    /// A request of a client. Blocks while the disk does it; a write that has to wait for something else is left to others.
     pub(super) fn ask(self: &Arc<Self>, ask: Ask) {
         let Ask { what, fua, to } = ask;
-        let backing = self.parts.backing.clone();
+        let backing = &self.parts.backing;
         match what {
-            What::Read(extent) => self.parts.pool.run(move || match backing.read(extent) {
+            What::Read(extent) => match backing.read(extent) {
                 Ok(data) => to.done(data.as_ref()),
                 Err(error) => to.failed(&error),
-            }),
-            What::Flush => self.parts.pool.run(move || match backing.flush() {
+            },
+            What::Flush => match backing.flush() {
                 Ok(()) => to.done(&[]),
                 Err(error) => to.failed(&error),
-            }),
+            },
             What::Write(extent, data) => {
                 self.write(Writing { extent, payload: Payload::Data(data), punch: false, fua, to });
             }
@@ -152,12 +161,19 @@ impl Engine {
         let (extent, data) = (write.extent, matches!(write.payload, Payload::Data(_)));
         state.writes.insert(id, write);
         state.source.submit(self.now(), id, extent, data);
-        self.act(state);
+        if let Some(own) = self.act_for(state, Some(id)) {
+            self.do_write(own);
+        }
     }
 
     /// Carries out what the source wants, and lets the lock go. Answers are sent without it.
-    fn act(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
-        let mut answers = Vec::new();
+    fn act(self: &Arc<Self>, state: MutexGuard<'_, State>) {
+        self.act_for(state, None);
+    }
+
+    /// The same; if the write `own` is to be done now, it is left to the caller.
+    fn act_for(self: &Arc<Self>, mut state: MutexGuard<'_, State>, own: Option<WriteId>) -> Option<Job> {
+        let (mut answers, mut mine, mut changed) = (Vec::new(), None, false);
         for action in state.source.take_actions() {
             match action {
                 Action::Persist(image) => {
@@ -173,7 +189,21 @@ impl Engine {
                         engine.act(state);
                     });
                 }
-                Action::Write(id) => self.start_write(&state, id),
+                Action::Write(id) => {
+                    let job = state.writes.get(&id).map(|write| Job {
+                        id,
+                        extent: write.extent,
+                        payload: write.payload.clone(),
+                        punch: write.punch,
+                        fua: write.fua,
+                    });
+                    if own == Some(id) {
+                        mine = job;
+                    } else if let Some(job) = job {
+                        let engine = self.clone();
+                        self.parts.pool.run(move || engine.do_write(job));
+                    }
+                }
                 Action::Done(id) | Action::Failed(id) => {
                     let failed = matches!(action, Action::Failed(_));
                     answers.extend(state.writes.remove(&id).map(|w| (w.to, failed)));
@@ -198,7 +228,7 @@ impl Engine {
                         engine.act(state);
                     });
                 }
-                Action::Send => self.changed.notify_all(),
+                Action::Send => changed = true,
                 Action::CutWanted => self.parts.events.tell(&DiskEvent::CutWanted {}),
                 Action::Lost(why) => {
                     tracing::error!(?why, "the copy did not keep up: the session is given up");
@@ -225,30 +255,31 @@ impl Engine {
         for (to, failed) in answers {
             if failed { to.failed(&io::Error::from_raw_os_error(libc::EIO)) } else { to.done(&[]) }
         }
+        // Whoever waits needs the lock, and the guest waits for its answer.
+        if changed {
+            self.changed.notify_all();
+        }
+        mine
     }
 
-    fn start_write(self: &Arc<Self>, state: &State, id: WriteId) {
-        let Some(write) = state.writes.get(&id) else { return };
-        let (extent, payload, punch, fua) = (write.extent, write.payload.clone(), write.punch, write.fua);
-        let engine = self.clone();
-        self.parts.pool.run(move || {
-            let backing = &engine.parts.backing;
-            let done = match &payload {
-                Payload::Data(data) => backing.write(extent.offset, data),
-                Payload::Zeroes => backing.zero(extent, punch),
-            };
-            let done = done.and_then(|()| if fua { backing.flush() } else { Ok(()) });
-            if let Err(error) = &done {
-                tracing::error!(%error, ?extent, "a write of the guest failed");
-            }
-            let payload = match payload {
-                Payload::Data(data) if data.len() < COMPACT => Payload::Data(Bytes::copy_from_slice(&data)),
-                other => other,
-            };
-            let mut state = engine.lock();
-            state.source.written(id, done.map(|()| payload).map_err(drop));
-            engine.act(state);
-        });
+    fn do_write(self: &Arc<Self>, job: Job) {
+        let Job { id, extent, payload, punch, fua } = job;
+        let backing = &self.parts.backing;
+        let done = match &payload {
+            Payload::Data(data) => backing.write(extent.offset, data),
+            Payload::Zeroes => backing.zero(extent, punch),
+        };
+        let done = done.and_then(|()| if fua { backing.flush() } else { Ok(()) });
+        if let Err(error) = &done {
+            tracing::error!(%error, ?extent, "a write of the guest failed");
+        }
+        let payload = match payload {
+            Payload::Data(data) if data.len() < COMPACT => Payload::Data(Bytes::copy_from_slice(&data)),
+            other => other,
+        };
+        let mut state = self.lock();
+        state.source.written(id, done.map(|()| payload).map_err(drop));
+        self.act(state);
     }
 
     /// Marks regions and returns when the marks are on disk, or `false` when they cannot be.

@@ -458,7 +458,7 @@ impl Node {
         }
         let (ours, theirs) = UnixStream::pair().map_err(io_error("socket pair"))?;
         let geometry = self.shared.head().geometry;
-        self.serve_client(ours, move |stream, engine| server::transmit(stream, geometry, |ask| engine.ask(ask)))?;
+        self.serve_client(ours, move |stream, engine| server::transmit(stream, geometry, move |ask| engine.ask(ask)))?;
         Ok(theirs)
     }
 
@@ -536,7 +536,7 @@ impl Node {
             }
             let (name, geometry) = (self.shared.name.clone(), self.shared.head().geometry);
             let served = self.serve_client(stream, move |stream, engine| {
-                server::serve(stream, &name, geometry, |ask| engine.ask(ask))
+                server::serve(stream, &name, geometry, move |ask| engine.ask(ask))
             });
             if let Err(error) = served {
                 tracing::warn!(%error, "a client cannot be served");
