@@ -93,7 +93,7 @@ impl Backing {
     /// # Errors
     /// The kernel's.
     pub fn read(&self, extent: Extent) -> io::Result<Buffer> {
-        let mut buffer = Buffer::new(extent.length as usize);
+        let mut buffer = Buffer::stale(extent.length as usize);
         self.file.read_exact_at(buffer.as_mut(), extent.offset)?;
         Ok(buffer)
     }

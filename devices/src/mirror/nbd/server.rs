@@ -369,7 +369,7 @@ impl<F: Fn(Ask) + Send + Sync + 'static> Intake<F> {
         let room = Room::wait(&self.client, written);
         let to = Answer { client: self.client.clone(), cookie: request.cookie, _room: room };
         let data = if request.command == Command::Write {
-            let mut data = Buffer::new(request.length as usize);
+            let mut data = Buffer::stale(request.length as usize);
             from.read_exact(data.as_mut())?;
             Some(data)
         } else {

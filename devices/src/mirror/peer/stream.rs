@@ -132,7 +132,7 @@ impl<R: Read> Reader<R> {
             self.from.read_exact(&mut data)?;
             Bytes::from(data)
         } else {
-            let mut data = Buffer::new(length - first);
+            let mut data = Buffer::stale(length - first);
             self.from.read_exact(data.as_mut())?;
             Bytes::from_owner(data)
         };
