@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use super::disk::Called;
 use super::link::{Heard, LinkEnd};
 use super::plan::{HostIx, MS, Micros};
 use super::receiver::Piece;
@@ -10,7 +11,7 @@ use super::world::{Input, World};
 use super::{BACKLOG_EPOCHS, DETECTION};
 use crate::backup::machine::{Action, Event, Machine, Policy, Report, State};
 use crate::backup::record::Phase;
-use crate::link::{self, Frame, RecordKey, Token};
+use crate::link::{self, EpochEnd, Frame, RecordKey, Token};
 use crate::protect::options::OnPrimaryLoss;
 use crate::simulate::history::Moment;
 use crate::witness::{Intent, RecordState};
@@ -38,6 +39,8 @@ pub enum Done {
     Lan,
     /// Look at the record again.
     Watch,
+    /// The disk has all of this epoch.
+    DisksHold(u64),
 }
 
 /// One incoming protection.
@@ -61,6 +64,12 @@ pub struct Incoming {
     force_active: bool,
     /// The record is being watched.
     watching: bool,
+    /// The end of an epoch that waits for the disk.
+    holding: Option<EpochEnd>,
+    /// The epoch that the disk may write once the copy is seen to be alive.
+    commits: Option<u64>,
+    /// What the copy is built with, once the disk is ready.
+    tail: Option<Piece>,
 }
 
 impl Incoming {
@@ -89,6 +98,9 @@ impl Incoming {
             key: None,
             force_active: false,
             watching: false,
+            holding: None,
+            commits: None,
+            tail: None,
         }
     }
 
@@ -146,6 +158,7 @@ impl Incoming {
             Action::FeedPages(batch) => world.feed(host, Piece::Pages(batch.entries)),
             Action::FeedMark(epoch) => world.feed(host, Piece::Mark(epoch.0)),
             Action::CheckAlive(epoch) => {
+                self.commits = (self.machine.armed() == Some(epoch)).then_some(epoch.0);
                 if self.receiver_ended {
                     return Some(Event::ReceiverDied("the receiver has ended".into()));
                 }
@@ -160,6 +173,7 @@ impl Incoming {
                     let behind = self.machine.backlog().0 as usize;
                     let newest = usize::from(self.machine.backlog().0 > 0);
                     world.judge_ack(self.session, epoch.0, self.frozen, behind.saturating_sub(newest));
+                    world.judge_disk_ack(host, self.session, epoch.0);
                     if let Some(link) = &mut self.link {
                         link.epoch = *epoch;
                     }
@@ -174,7 +188,13 @@ impl Incoming {
                 let body = state.first().map(|record| record.body.clone()).unwrap_or_default();
                 let word =
                     |at: usize| body.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes);
-                world.feed(host, Piece::Tail(epoch.0, Moment { branch: word(0), depth: word(4) }));
+                let tail = Piece::Tail(epoch.0, Moment { branch: word(0), depth: word(4) });
+                if world.disks.is_some() {
+                    self.tail = Some(tail);
+                    world.disk_activate(host, self.session, epoch.0);
+                } else {
+                    world.feed(host, tail);
+                }
             }
             Action::Go => {
                 world.save_phase(host, Phase::Starting);
@@ -302,7 +322,18 @@ impl Incoming {
             Heard::Frame(Frame::Handover { .. }) if world.name_taken(host) => {
                 self.step(world, host, Event::HandoverImpossible("the name is taken".into()))
             }
+            Heard::Frame(Frame::EpochEnd(end))
+                if end.armed && world.waits_for_disk(host, end.epoch.0, self.number) =>
+            {
+                self.holding = Some(end);
+                true
+            }
             Heard::Frame(frame) => {
+                if matches!(frame, Frame::Config(_))
+                    && let Err(text) = world.disk_accept(host)
+                {
+                    return self.step(world, host, Event::ReceiverDied(text));
+                }
                 let frame = world.damage(host, frame);
                 self.step(world, host, Event::Frame(frame))
             }
@@ -314,6 +345,18 @@ impl Incoming {
                 self.watch_silence(world, host, DETECTION);
                 self.step(world, host, Event::LinkClosed("the link has ended".into()))
             }
+        }
+    }
+
+    /// The disk is that of the activated epoch, so that the copy can be built; or, as the machine sees it, the copy cannot be built.
+    pub fn disk_is_ready(&mut self, world: &mut World, host: HostIx, ready: bool) -> bool {
+        match self.tail.take().filter(|_| ready) {
+            Some(tail) => {
+                world.feed(host, tail);
+                true
+            }
+            None if ready => true,
+            None => self.step(world, host, Event::ReceiverDied("the disk cannot be used".into())),
         }
     }
 
@@ -329,7 +372,10 @@ impl Incoming {
         let event = match done {
             Done::Drained(epoch) => Event::Drained(crate::ids::Epoch(epoch)),
             Done::Checked(epoch) => match world.incoming(host) {
-                Some(_) => Event::Alive(crate::ids::Epoch(epoch)),
+                Some(_) => match self.commits.take_if(|armed| *armed == epoch).map(|epoch| world.disk_commit(host, epoch)) {
+                    Some(Err(text)) => Event::ReceiverDied(text),
+                    _ => Event::Alive(crate::ids::Epoch(epoch)),
+                },
                 None if self.receiver_ended => return true,
                 None => {
                     world.later(host, 300, Input::Backup(done, self.number));
@@ -352,8 +398,18 @@ impl Incoming {
                 Some(event) => event,
                 None => return true,
             },
+            Done::DisksHold(epoch) => {
+                let ours = self.holding.take_if(|end| end.epoch.0 == epoch && world.disk_is_held(host, epoch));
+                match ours {
+                    Some(end) => Event::Frame(Frame::EpochEnd(end)),
+                    None => return true,
+                }
+            }
             Done::Destroyed => {
                 world.destroy_incoming(host);
+                if world.disk_release(host) == Called::Died {
+                    return false;
+                }
                 self.receiver_ended = true;
                 Event::Destroyed
             }

@@ -179,6 +179,9 @@ impl World {
             Phase::Receiving | Phase::Starting if self.name_taken(host) => Phase::Active,
             Phase::Receiving | Phase::Starting => {
                 self.destroy_incoming(host);
+                if self.disk_release(host) == super::disk::Called::Died {
+                    return;
+                }
                 Phase::Discarded
             }
             settled => settled,
@@ -289,13 +292,21 @@ impl World {
             return;
         };
         let session = session(asked.key.generation, host);
+        let mut link = LinkEnd::new(self, host, asked.conn, 0, asked.encoder, asked.decoder);
+        let disk = match self.disk_set_up(host) {
+            Ok(disk) => disk,
+            Err(text) => {
+                self.note(|_| format!("host {host}: not protected: {text}"));
+                link.control(self, &Frame::Stop { reason: crate::link::StopReason::Planned });
+                return link.close(self);
+            }
+        };
         if self.step(host) {
             return;
         }
         self.hosts[host].disk.primary =
             Some(PrimaryDisk { session, armed: false, superseded: false, token: Token::Primary, handed_over: false });
-        let link = LinkEnd::new(self, host, asked.conn, 0, asked.encoder, asked.decoder);
-        let primary = Primary::new(self, host, session, copy, link);
+        let primary = Primary::new(self, host, session, copy, link, disk);
         if let Some(daemon) = &mut self.hosts[host].daemon {
             daemon.primary = Some(primary);
         }
@@ -358,6 +369,7 @@ impl World {
         }
         self.destroy_guest(host);
         self.destroy_incoming(host);
+        self.disk_service_dies(host, true);
         if let Some(receiver) = self.hosts[host].receiver.take()
             && let Some(copy) = receiver.copy
         {
@@ -375,6 +387,7 @@ impl World {
         self.note(|_| format!("host {host}: power is back"));
         self.hosts[host].up = true;
         self.forget_all_of(host);
+        self.disk_host_boots(host);
         let time = self.takes(5 * MS);
         let incarnation = self.hosts[host].incarnation;
         self.after(time, Event::StartDaemon(host, incarnation));

@@ -43,6 +43,8 @@ pub struct Packet {
     pub answers: Option<u32>,
     /// When it was sent.
     pub sent: Micros,
+    /// What it says to be stored: a block, and the write that it has.
+    pub stored: Option<(u8, super::disk::Tag)>,
 }
 
 /// A copy of the guest.
@@ -76,6 +78,8 @@ pub struct Copy {
     pub request: Option<u64>,
     /// Since when it is suspended.
     pub suspended_at: Micros,
+    /// What it knows of its disk.
+    pub known: super::disk::Known,
     /// Whether it has been told to live at all, so that it has a step in the queue.
     ticking: bool,
 }
@@ -118,6 +122,7 @@ impl World {
     pub fn boot_guest(&mut self, host: HostIx, moment: Moment) -> CopyId {
         let copy = self.new_copy(host, moment, [0; PAGES], false);
         self.hosts[host].guest = Some(copy);
+        self.guest_boots(copy);
         self.wake(copy);
         copy
     }
@@ -139,6 +144,7 @@ impl World {
             hangs_until: 0,
             request: None,
             suspended_at: 0,
+            known: super::disk::Known::default(),
             ticking: false,
         });
         self.copies.len() - 1
@@ -146,6 +152,9 @@ impl World {
 
     /// Lets a copy live its steps if it can.
     pub fn wake(&mut self, copy: CopyId) {
+        if self.copies[copy].lives() {
+            self.guest_catches_up(copy);
+        }
         if self.copies[copy].lives() && !self.copies[copy].ticking {
             self.copies[copy].ticking = true;
             let step = self.takes(3 * MS);
@@ -176,7 +185,10 @@ impl World {
         let page = this.moment.depth as usize % PAGES;
         this.memory[page] = this.moment.depth;
         this.dirty |= 1 << page;
-        let packet = Packet { copy, moment: this.moment, epoch: this.epoch, answers, sent: self.now };
+        self.guest_uses_disk(copy);
+        let this = &mut self.copies[copy];
+        let stored = this.known.newest;
+        let packet = Packet { copy, moment: this.moment, epoch: this.epoch, answers, sent: self.now, stored };
         if this.sealed {
             return;
         }
@@ -238,6 +250,7 @@ impl World {
             return;
         }
         self.judge_output(&packet);
+        self.disk_is_told(&packet);
         let Some(request) = packet.answers else { return };
         let value = packet.moment.depth;
         // A value once given out is never given out again, and never goes back (the same answer twice is no new one).

@@ -8,6 +8,7 @@ mod backup;
 pub mod campaign;
 pub mod coverage;
 mod daemon;
+mod disk;
 mod guest;
 mod history;
 mod link;

@@ -153,6 +153,7 @@ impl World {
         if self.cut[from] > 0 {
             return;
         }
+        self.lines_heal(from);
         for conn in 0..self.conns.len() {
             for to in 0..2 {
                 if self.conns[conn].ends[to].host == from {
@@ -209,6 +210,8 @@ impl World {
             Input::Accepted(conn) => self.accepted(host, conn),
             Input::Keeper(..) | Input::KeeperRetry(..) | Input::KeeperLimit(..) => self.keeper_input(host, input),
             Input::Probe => self.probe(host),
+            Input::DiskNews(..) => self.primary_input(host, input),
+            Input::DiskActivated(session, done) => self.disk_activated(host, session, done),
         }
     }
 }

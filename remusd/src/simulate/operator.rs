@@ -42,6 +42,7 @@ impl World {
     /// Decides what only an operator can.
     pub(super) fn operator_acts(&mut self) {
         for host in 0..2 {
+            self.operator_demotes(host);
             let other = 1 - host;
             if self.still_until(host).is_some() {
                 continue;
@@ -183,9 +184,10 @@ impl World {
                 if c.sealed { " sealed" } else { "" }
             )
         });
+        let disk = self.describe_disk(host);
         let recovery = if daemon.recovery.is_some() { ", recovering" } else { "" };
         let sealed = if daemon.sealed { ", waits for an operator" } else { "" };
-        format!("host {host}: guest {guest:?}, primary {primary:?}, backup {incoming:?}{recovery}{sealed}")
+        format!("host {host}: guest {guest:?}, primary {primary:?}, backup {incoming:?}{recovery}{sealed}{disk}")
     }
 
     /// Whether nothing is under way on this host that would end by itself.

@@ -18,6 +18,7 @@ pub enum Rule {
     R2,
     R3,
     R4,
+    R5,
     R6,
     R7,
     R8,
@@ -31,6 +32,7 @@ impl fmt::Display for Rule {
             Self::R2 => "atomic epochs",
             Self::R3 => "one live copy",
             Self::R4 => "no stale activation",
+            Self::R5 => "disk equals memory",
             Self::R6 => "no unbounded stop",
             Self::R7 => "integrity",
             Self::R8 => "bounded memory",
@@ -121,6 +123,12 @@ impl Oracle {
     #[must_use]
     pub fn given_away(&self, host: HostIx, copies: &[super::guest::Copy]) -> bool {
         self.started.iter().any(|(copy, _)| copies[*copy].host == host && copies[*copy].exists())
+    }
+
+    /// Whether the epoch is acknowledged.
+    #[must_use]
+    pub fn is_acked(&self, session: u64, epoch: u64) -> bool {
+        self.acked(session).is_some_and(|acked| acked >= epoch)
     }
 
     fn acked(&self, session: u64) -> Option<u64> {
@@ -314,7 +322,7 @@ impl World {
         let answered = self.client.asked_in_calm.is_some_and(|asked| self.client.answered >= asked);
         let quiet = (0..2).all(|host| self.is_quiet(host));
         let good = if domains == 0 && !incoming { true } else { domains == 1 && answered };
-        if calm > 250 * MS && good && quiet {
+        if calm > 250 * MS && good && quiet && self.disks_rest() {
             self.oracle.settled = true;
         } else if calm > SETTLING {
             let states: Vec<String> = (0..2).map(|host| self.describe(host)).collect();

@@ -86,6 +86,16 @@ pub enum What {
     WitnessRollback,
     /// The witness loses its data.
     WitnessWipe,
+    /// The service of this host's disk is killed and started again after so long.
+    KillDisk(HostIx, Micros),
+    /// Nothing passes from this host's disk service to the other's for so long.
+    CutDisk(HostIx, Micros),
+    /// The stream between the disks' services is reset.
+    ResetDisk,
+    /// Nothing that is begun on this host's disk ends for so long.
+    SlowDisk(HostIx, Micros),
+    /// The next write of the guest on this host fails.
+    DiskFails(HostIx),
 }
 
 /// A fault and its time.
@@ -110,6 +120,10 @@ pub struct Plan {
     pub on_backup_loss: OnBackupLoss,
     /// Backup's setting. `Activate` allows two live copies on a cut link, so that such plans have no cut links.
     pub on_primary_loss: OnPrimaryLoss,
+    /// Whether the guest has a mirrored disk.
+    pub disk: bool,
+    /// Whether the disks' services have a network of their own: what cuts the hosts off from each other does not cut them off.
+    pub disk_network: bool,
     /// The faults.
     pub faults: Vec<Fault>,
     /// When all faults are over and everything is given time to settle.
@@ -140,6 +154,8 @@ impl Plan {
             witness: false,
             on_backup_loss: OnBackupLoss::Alone,
             on_primary_loss: OnPrimaryLoss::Wait,
+            disk: false,
+            disk_network: false,
             faults: Vec::new(),
             calm_from: 200 * MS,
         }
@@ -183,7 +199,35 @@ impl Plan {
             plan.faults.extend(composed);
         }
         plan.calm_from = window + 100 * MS;
+        // From numbers of its own: the plans of guests without disks are what they were.
+        plan.with_disk(&mut Rng::new(seed ^ 0xd15c_0000_0000), window);
         plan
+    }
+
+    /// Gives the guest of some plans a disk, and the disk its own faults.
+    fn with_disk(&mut self, rng: &mut Rng, window: Micros) {
+        self.disk = rng.one_in(2);
+        if !self.disk {
+            return;
+        }
+        self.disk_network = rng.one_in(3);
+        for _ in 0..rng.below(3) {
+            let host = rng.below(2) as HostIx;
+            let near = self.faults.get(rng.below(self.faults.len() as u64) as usize).map(|fault| fault.when);
+            let at = match near {
+                Some(When::At(at)) if rng.one_in(2) => (at + rng.below(60 * MS)).saturating_sub(30 * MS).max(2 * MS),
+                _ => rng.range(2 * MS, window),
+            };
+            let time = duration(rng);
+            let what = match rng.below(10) {
+                0..3 => What::KillDisk(host, time),
+                3..5 => What::CutDisk(host, time),
+                5..6 => What::ResetDisk,
+                6..9 => What::SlowDisk(host, time / 4),
+                _ => What::DiskFails(host),
+            };
+            self.faults.push(Fault { when: When::At(at), what });
+        }
     }
 
     /// What needs several things at once.

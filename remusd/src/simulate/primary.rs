@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 
 use devices::netbuffer::PlugState;
 
+use super::disk::News;
 use super::guest::{CopyId, Run};
 use super::link::{Heard, LinkEnd};
 use super::oracle::Snapshot;
@@ -94,13 +95,17 @@ pub struct Primary {
     reset: bool,
     /// The way to the witness.
     pub keeper: Keeper,
+    /// The number that the disk's events carry.
+    disk: u64,
+    /// Cleaning up has left something to `remus recover`.
+    pub unfinished: bool,
     /// Everything is over.
     pub over: bool,
 }
 
 impl Primary {
     /// A protection whose link is agreed and whose devices are set up.
-    pub fn new(world: &mut World, host: HostIx, session: u64, copy: CopyId, link: LinkEnd) -> Self {
+    pub fn new(world: &mut World, host: HostIx, session: u64, copy: CopyId, link: LinkEnd, disk: u64) -> Self {
         let policy = Policy {
             on_backup_loss: world.plan.on_backup_loss,
             arm_pages: 4,
@@ -139,6 +144,8 @@ impl Primary {
             device_fails: false,
             reset: false,
             keeper,
+            disk,
+            unfinished: false,
             over: false,
         }
     }
@@ -241,7 +248,12 @@ impl Primary {
             }
             Input::Engine(call, number) if self.engine == Some(number) => {
                 let event = match call {
-                    EngineCall::Suspend => Event::EngineSuspend,
+                    EngineCall::Suspend => {
+                        if self.machine.is_unarmed() {
+                            self.machine.devices_are_ready(world.disk_is_ready(host));
+                        }
+                        Event::EngineSuspend
+                    }
                     EngineCall::Copied => {
                         self.copied(world);
                         Event::EngineCopied
@@ -253,12 +265,29 @@ impl Primary {
             }
             Input::SuspendOver(number) => self.suspend_over(world, host, number),
             Input::LookAtGuest => self.look(world),
+            Input::DiskNews(listener, news) if listener == self.disk => self.disk_says(world, host, news),
             _ => {}
         }
     }
 }
 
 impl Primary {
+    /// A disk that loses its copy ends the protection; before arming it is only waited for.
+    fn disk_says(&mut self, world: &World, host: HostIx, news: News) {
+        let armed = world.hosts[host].disk.primary.is_some_and(|record| record.armed);
+        match news {
+            News::Disconnected | News::OutOfSync if armed => {
+                self.then(Event::EpochFailed("the disk has lost its copy".into()));
+            }
+            News::CutWanted if matches!(self.machine.state(), State::Idle(_)) => {
+                if std::mem::take(&mut self.timers[Timer::Interval as usize]) != 0 {
+                    self.then(Event::Timer);
+                }
+            }
+            _ => {}
+        }
+    }
+
     /// Asks the witness.
     fn ask(&mut self, world: &mut World, host: HostIx, purpose: Call, intent: Intent) {
         if purpose != Call::Watch {
@@ -422,6 +451,11 @@ impl World {
         let State::Ended(outcome) = primary.machine.state() else { return };
         self.note(|_| format!("host {host}: protection ended: {outcome:?}"));
         let unfinished = primary.keeper.is_busy_with(Call::Activate);
+        // `remus recover` puts right what could not be now.
+        let left = primary.unfinished && self.hosts[host].disk.primary.is_some();
+        if let Some(daemon) = self.hosts[host].daemon.as_mut().filter(|_| left) {
+            daemon.sealed = true;
+        }
         if matches!(outcome, Outcome::Alone(_) | Outcome::Stopped | Outcome::NotStarted(_)) {
             // It may have ended meanwhile; from here on the monitor looks after it.
             self.later(host, MS, Input::LookAtGuest);

@@ -123,6 +123,7 @@ impl World {
             Piece::Tail(epoch, moment) => {
                 if let Some(copy) = copy {
                     self.copies[copy].moment = moment;
+                    self.copies[copy].known = self.known_in(session, epoch).unwrap_or_default();
                     let memory = self.copies[copy].memory;
                     self.judge_copy(session, epoch, &memory, moment);
                     self.later(host, 20, Input::Backup(Done::Ready, number));
@@ -142,10 +143,12 @@ impl World {
         self.note(|_| format!("host {host}: copy {copy} of session {session} begins to run"));
         let from = self.copies[copy].moment;
         self.judge_start(copy, session);
+        self.judge_disk_start(copy);
         self.copies[copy].moment = self.oracle.histories.fork(from);
         self.copies[copy].paused = false;
         self.copies[copy].dirty = 0xff;
         self.hosts[host].guest = Some(copy);
+        self.guest_asks_again(copy);
         if let Some(receiver) = &mut self.hosts[host].receiver {
             receiver.started = true;
         }

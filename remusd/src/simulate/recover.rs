@@ -1,6 +1,7 @@
 //! A restarted daemon's recovery, simulated around the real machine.
 
 use super::daemon::{self, Asked, GUEST};
+use super::disk::{Called, Ending};
 use super::guest::Run;
 use super::link;
 use super::net::{ConnId, Parcel};
@@ -167,9 +168,9 @@ impl World {
                     }
                     self.destroy_guest(host);
                 }
-                self.recovery_over(host, false);
+                self.recovery_discards(host);
             }
-            Action::StandAside(_) => self.recovery_over(host, false),
+            Action::StandAside(_) => self.recovery_discards(host),
             Action::StaySealed(_) => {
                 if let Some(daemon) = &mut self.hosts[host].daemon {
                     daemon.recovery = None;
@@ -220,6 +221,23 @@ impl World {
         self.recovery_step(host, event);
     }
 
+    /// The other host's copy goes on, or is left alone: the disk here is given free, and the record forgotten.
+    fn recovery_discards(&mut self, host: HostIx) {
+        match self.disk_ends(host, Ending::Discard) {
+            Called::Died => {}
+            Called::Done => self.recovery_over(host, false),
+            Called::Failed => self.recovery_is_left(host),
+        }
+    }
+
+    /// Something could not be put right: the record stays for `remus recover`.
+    fn recovery_is_left(&mut self, host: HostIx) {
+        if let Some(daemon) = &mut self.hosts[host].daemon {
+            daemon.recovery = None;
+            daemon.sealed = true;
+        }
+    }
+
     fn recovery_over(&mut self, host: HostIx, sealed: bool) {
         if self.step(host) {
             return;
@@ -243,6 +261,13 @@ impl World {
             // Unsealed first, then what is held flows, then the redirect goes.
             self.copies[copy].sealed = false;
             self.oracle.exposure_changed = true;
+        }
+        match self.disk_ends(host, Ending::Release) {
+            Called::Died => return,
+            Called::Done => {}
+            Called::Failed => return self.recovery_is_left(host),
+        }
+        if let Some(copy) = self.hosts[host].guest {
             self.plug_apply(copy, devices::netbuffer::PlugOp::ReleaseIndefinite);
             let this = &mut self.copies[copy];
             this.redirected = false;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::coverage::Coverage;
 use super::daemon::{Daemon, Disk};
+use super::disk::Disks;
 use super::guest::{Client, Copy, CopyId};
 use super::net::{Conn, ConnId};
 use super::oracle::Oracle;
@@ -49,6 +50,10 @@ pub enum Input {
     KeeperLimit(u64, u64),
     /// Look how the witness is.
     Probe,
+    /// The disk's service tells this follower something.
+    DiskNews(u64, super::disk::News),
+    /// The disk is that of an activated epoch of this session, or cannot be.
+    DiskActivated(u64, bool),
 }
 
 /// Something that happens.
@@ -90,6 +95,8 @@ pub enum Event {
     WitnessFast,
     /// This host is on the guest's network again.
     LanUp(HostIx),
+    /// Something about the guest's disk.
+    Disk(super::disk::Happens),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -149,6 +156,8 @@ pub struct World {
     pub witness: super::witness::Witness,
     /// The outside client.
     pub client: Client,
+    /// The guest's disk, if it has one.
+    pub disks: Option<Box<Disks>>,
     /// Sees everything and knows the rules.
     pub oracle: Oracle,
     /// What was crossed, if that is asked for.
@@ -195,6 +204,7 @@ impl World {
             cut: [0; 2],
             witness: super::witness::Witness::default(),
             client: Client::default(),
+            disks: plan.disk.then(|| Box::new(Disks::new())),
             oracle: Oracle::default(),
             coverage: None,
             trace: None,
@@ -207,6 +217,7 @@ impl World {
             base: base(),
             serial: 0,
         };
+        world.disks_begin();
         world.boot_guest(0, super::history::Moment::default());
         for host in 0..2 {
             world.at(0, Event::StartDaemon(host, 0));
@@ -279,6 +290,7 @@ impl World {
             Event::WitnessHeals(host) => self.witness_heals(host),
             Event::WitnessFast => self.witness.slow = 0,
             Event::LanUp(host) => self.hosts[host].lan_down -= 1,
+            Event::Disk(what) => self.disk_happens(what),
         }
     }
 
@@ -330,6 +342,11 @@ impl World {
     /// Tosses a coin that falls on its good side without noise.
     pub fn one_in(&mut self, n: u64) -> bool {
         self.rng.as_mut().is_some_and(|rng| rng.one_in(n))
+    }
+
+    /// A number below `n`, with noise.
+    pub fn below(&mut self, n: u64) -> Option<u64> {
+        self.rng.as_mut().map(|rng| rng.below(n))
     }
 
     /// A number that was never given before.
@@ -389,7 +406,12 @@ impl World {
                 self.cut_off(0, within(time));
                 self.cut_off(1, within(time));
             }
-            What::Reset => self.reset_all(),
+            What::Reset => {
+                self.reset_all();
+                if !self.plan.disk_network {
+                    self.disks_reset();
+                }
+            }
             What::Kill(host, time) => self.kill(host, within(time)),
             What::PowerLoss(host, time) => self.power_loss(host, within(time)),
             What::Stall(host, time) => {
@@ -445,6 +467,11 @@ impl World {
             What::WitnessRollback => self.witness_rolled_back(),
             What::WitnessWipe => self.witness_wiped(),
             What::Shutdown(host, time) => self.shut_down(host, within(time)),
+            What::KillDisk(host, time) => self.disk_service_killed(host, within(time)),
+            What::CutDisk(host, time) => self.disks_cut_off(host, within(time)),
+            What::ResetDisk => self.disks_reset(),
+            What::SlowDisk(host, time) => self.disk_is_slow(host, within(time)),
+            What::DiskFails(host) => self.disk_fails(host),
         }
     }
 

@@ -7,6 +7,7 @@ use super::{EngineCall, Primary, Then, Timer};
 use crate::ids::Epoch;
 use crate::link::{EpochEnd, Frame, StatePart, StopReason};
 use crate::protect::machine::{Action, DomainFate, Event, GuestEnd, Kept, Output, StopWhy};
+use crate::simulate::disk::{Called, Ending};
 use crate::simulate::guest::{Memory, PAGES, Run};
 use crate::simulate::oracle::Snapshot;
 use crate::simulate::plan::{HostIx, MS, Micros};
@@ -131,6 +132,9 @@ impl Primary {
                     armed: self.armed,
                     still: world.copies[self.copy].run == Run::Suspended && !self.guard_fired,
                 });
+                if self.armed {
+                    world.disk_is_known(self.copy, (self.session, self.epoch.0));
+                }
                 self.call(world, host, 600, EngineCall::Copied);
             }
             Action::Preresume(_) => self.wait(world, host, 80, Then::Preresume),
@@ -219,6 +223,7 @@ impl Primary {
                 world.wake(self.copy);
             }
             Action::CleanUp { output, fate, kept } => return self.clean_up(world, host, output, (fate, kept)),
+            Action::Forget if self.unfinished => {}
             Action::Forget => world.hosts[host].disk.primary = None,
             Action::End(_) => self.over = true,
             _ => {}
@@ -254,6 +259,13 @@ impl Primary {
             if world.step(host) {
                 return false;
             }
+            if let Err(text) = world.disk_arm(host) {
+                self.then(Event::EpochFailed(text));
+                return true;
+            }
+        }
+        if armed {
+            world.disk_presuspend(host, epoch.0);
         }
         self.may_be_suspended = true;
         let number = world.number();
@@ -344,6 +356,9 @@ impl Primary {
                         Err(error) => return self.then(Event::EpochFailed(error.to_string())),
                     }
                     world.copies[self.copy].epoch = Some((self.session, epoch.0 + 1));
+                    if let Err(text) = world.disk_postsuspend(host, epoch.0) {
+                        return self.then(Event::EpochFailed(text));
+                    }
                 }
                 self.then(Event::Postsuspended);
             }
@@ -390,7 +405,7 @@ impl Primary {
             }
             Then::Fate(fate, kept) => {
                 self.fate(world, host, fate);
-                if kept == Kept::Forget {
+                if kept == Kept::Forget && !self.unfinished {
                     world.hosts[host].disk.primary = None;
                 }
                 self.then(Event::CleanedUp);
@@ -427,6 +442,11 @@ impl Primary {
         copy.flowing = false;
         copy.epoch = None;
         world.oracle.exposure_changed = true;
+        let ending = if output == Output::Release { Ending::Release } else { Ending::Discard };
+        match world.disk_ends(host, ending) {
+            Called::Died => return false,
+            called => self.unfinished |= called == Called::Failed,
+        }
         if self.may_be_suspended && output == Output::Release {
             self.suspending = None;
             self.resume_guest(world);
