@@ -8,18 +8,18 @@ use super::world::World;
 use crate::protect::machine::{GuestEnd, OnBackupLoss};
 use crate::protect::options::OnPrimaryLoss;
 
-const LATER: u64 = 150 * MS;
+pub(super) const LATER: u64 = 150 * MS;
 
-fn at(at: u64, what: What) -> Fault {
+pub(super) fn at(at: u64, what: What) -> Fault {
     Fault { when: When::At(at), what }
 }
 
-fn plan(witness: bool, faults: &[Fault]) -> Plan {
+pub(super) fn plan(witness: bool, faults: &[Fault]) -> Plan {
     Plan { witness, faults: faults.to_vec(), calm_from: 900 * MS, ..Plan::quiet() }
 }
 
 /// Runs a plan that must break no rule.
-fn good(plan: &Plan) -> World {
+pub(super) fn good(plan: &Plan) -> World {
     let mut world = World::new(plan);
     world.run();
     assert!(world.oracle.violation.is_none(), "{:?}\n{plan:#?}", world.oracle.violation);
@@ -31,7 +31,7 @@ fn both(faults: &[Fault]) -> [World; 2] {
     [false, true].map(|witness| good(&plan(witness, faults)))
 }
 
-fn started(world: &World) -> Vec<usize> {
+pub(super) fn started(world: &World) -> Vec<usize> {
     world.oracle.started.iter().map(|(copy, _)| world.copies[*copy].host).collect()
 }
 
@@ -325,6 +325,7 @@ fn some_thousand_seeds_break_no_rule() {
     {
         assert!(summary.coverage.keys().any(|(machine, state, _)| (*machine, state.as_str()) == met), "{met:?}");
     }
+    assert_eq!(super::disk::cases::missed(&summary.coverage), [""; 0], "cases of the disk that no seed has reached");
 }
 
 #[test]

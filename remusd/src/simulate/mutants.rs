@@ -13,7 +13,7 @@ pub struct Mutant {
     pub caught_by: &'static [Rule],
 }
 
-use Rule::{R1, R2, R3, R4, R6, R7, R8, R9};
+use Rule::{R1, R2, R3, R4, R5, R6, R7, R8, R9};
 
 /// All of them.
 pub const MUTANTS: &[Mutant] = &[
@@ -65,6 +65,56 @@ pub const MUTANTS: &[Mutant] = &[
         caught_by: &[R1, R3, R9],
     },
     Mutant { line: "R4-armed-first", about: "nothing before the first armed epoch is activated", caught_by: &[R1, R4] },
+    Mutant {
+        line: "R1-disk-held-before-acknowledging",
+        about: "an epoch is acknowledged only once its disk's writes are there",
+        caught_by: &[R1],
+    },
+    Mutant {
+        line: "R3-loser-closes-its-disk",
+        about: "who lost the guest closes its disk and lets it be overwritten",
+        caught_by: &[R6],
+    },
+    Mutant {
+        line: "R5-barrier-after-suspend",
+        about: "a disk's epoch is closed only when the guest stands still",
+        caught_by: &[R5],
+    },
+    Mutant {
+        line: "R5-cut-at-the-epoch",
+        about: "what the copy's disk holds of later epochs is dropped on activation",
+        caught_by: &[R5],
+    },
+    Mutant {
+        line: "R5-commit-with-the-memory",
+        about: "a copy's disk takes an epoch in only once its memory is whole, too",
+        caught_by: &[R5],
+    },
+    Mutant {
+        line: "R5-armed-copy-stays",
+        about: "a copy that holds a guest's epochs is not replaced by a new session",
+        caught_by: &[R1, R5],
+    },
+    Mutant {
+        line: "R5-durable-marks",
+        about: "a mark stays until the copy has the write on stable storage",
+        caught_by: &[R5],
+    },
+    Mutant {
+        line: "R5-mark-before-write",
+        about: "a region's mark is on disk before it is written",
+        caught_by: &[R5],
+    },
+    Mutant {
+        line: "R5-flush-before-a-mark-goes",
+        about: "a source has flushed a write before it forgets that it made it",
+        caught_by: &[R5],
+    },
+    Mutant {
+        line: "R5-union-of-marks",
+        about: "what either side has marked is synchronised",
+        caught_by: &[R5],
+    },
     Mutant {
         line: "R6-primary-goes-on",
         about: "without a witness a primary that loses its backup goes on alone",

@@ -125,12 +125,6 @@ impl Oracle {
         self.started.iter().any(|(copy, _)| copies[*copy].host == host && copies[*copy].exists())
     }
 
-    /// Whether the epoch is acknowledged.
-    #[must_use]
-    pub fn is_acked(&self, session: u64, epoch: u64) -> bool {
-        self.acked(session).is_some_and(|acked| acked >= epoch)
-    }
-
     fn acked(&self, session: u64) -> Option<u64> {
         self.acked.iter().rev().find(|(s, _)| *s == session).map(|(_, epoch)| *epoch)
     }

@@ -463,6 +463,8 @@ impl World {
         if unfinished && let Some(daemon) = &mut self.hosts[host].daemon {
             daemon.janitor = Some(primary.keeper);
         }
+        // A daemon that is asked to end has waited for this.
+        self.continue_closing(host);
     }
 }
 

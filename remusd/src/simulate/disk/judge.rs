@@ -53,11 +53,14 @@ impl World {
     pub(super) fn judge_refusal(&mut self, host: HostIx, session: u64, epoch: u64, why: &str) {
         self.cover_disk("a disk cannot be activated");
         let Some(disks) = &self.disks else { return };
-        let has = disks.sides[host].service.as_ref().is_some_and(|service| {
-            matches!(&service.duty, super::Duty::Target(Some(follower)) if !follower.broken && follower.active.is_none())
-        });
-        // A service that has died since has lost what it held, and everybody knows.
-        if has && self.oracle.is_acked(session, epoch) {
+        let side = &disks.sides[host];
+        // A service that has died since has lost what it held.
+        let held = side.acked.is_some_and(|(s, e, by)| s == session && e >= epoch && by == side.incarnation);
+        let broken = matches!(
+            side.service.as_ref().map(|service| &service.duty),
+            Some(super::Duty::Target(Some(follower))) if follower.broken
+        );
+        if held && !broken {
             self.violate(Rule::R5, format!("epoch {epoch} was acknowledged, and its disk cannot be activated: {why}"));
         }
     }
@@ -65,7 +68,15 @@ impl World {
     /// An epoch is acknowledged: its writes must be here.
     pub(in crate::simulate) fn judge_disk_ack(&mut self, host: HostIx, session: u64, epoch: u64) {
         let armed = self.oracle.snapshot(session, epoch).is_some_and(|snapshot| snapshot.armed);
-        if self.disks.is_some() && armed && !self.disk_is_held(host, epoch) {
+        if self.disks.is_none() || !armed {
+            return;
+        }
+        let held = self.disk_is_held(host, epoch);
+        let by = self.incarnation(host);
+        if let Some(disks) = &mut self.disks {
+            disks.sides[host].acked = Some((session, epoch, by));
+        }
+        if !held {
             self.violate(Rule::R1, format!("epoch {epoch} is acknowledged, and its disk's writes are not here"));
         }
     }

@@ -7,6 +7,8 @@
 //! `protect/driver`, `backup/driver/disks`, `backup/copy`, `daemon/recover`). `storage` is a disk with a volatile cache, `known` a guest's
 //! idea of its disk, `judge` holds the two against each other.
 
+#[cfg(test)]
+pub(super) mod cases;
 mod judge;
 mod known;
 mod line;
@@ -85,6 +87,8 @@ pub struct Side {
     fails: bool,
     /// Writes that did.
     failed: Vec<Tag>,
+    /// The session and epoch that were acknowledged last, and the service that held it.
+    acked: Option<(u64, u64, u32)>,
 }
 
 impl Side {
@@ -99,6 +103,7 @@ impl Side {
             slow_until: 0,
             fails: false,
             failed: Vec::new(),
+            acked: None,
         }
     }
 

@@ -155,18 +155,20 @@ impl World {
         if self.disks.is_none() || !enforced("R1-disk-held-before-acknowledging") {
             return false;
         }
-        match self.disk_is_held(host, epoch) {
-            true => self.cover_disk("an epoch's memory comes after its disk"),
-            false => self.cover_disk("an epoch's memory comes before its disk"),
-        }
         if self.disk_is_held(host, epoch) {
+            self.cover_disk("an epoch's memory comes after its disk");
             self.later(host, 30, Input::Backup(Done::DisksHold(epoch), number));
+        } else {
+            self.cover_disk("an epoch's memory comes before its disk");
         }
         true
     }
 
     /// All of an epoch is here: who waits for it is told.
     pub(super) fn disk_holds_epoch(&mut self, host: HostIx, epoch: u64) {
+        if !enforced("R5-commit-with-the-memory") {
+            let _ = self.disk_commits(host, epoch);
+        }
         let incoming = self.hosts[host].daemon.as_ref().and_then(|daemon| daemon.incoming.as_ref());
         if let Some(number) = incoming.map(|incoming| incoming.number) {
             self.later(host, 40, Input::Backup(Done::DisksHold(epoch), number));

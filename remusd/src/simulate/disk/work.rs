@@ -279,7 +279,8 @@ impl World {
         }
         match &mut service.duty {
             Duty::Source(duty) => {
-                if !silent {
+                // Signs of life come once there is a session.
+                if !silent && duty.stage == Stage::Session {
                     duty.heard = now;
                 }
                 let lost = duty.line.is_some() && now > duty.heard + SILENCE;
