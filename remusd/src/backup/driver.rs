@@ -111,6 +111,8 @@ pub(super) struct Driver {
     unread_told: bool,
     comparer: Comparer,
     disks: Copies,
+    /// The copy is being destroyed: nobody needs its disks any more.
+    unwanted: CancellationToken,
     gray: Watch,
     record: IncomingRecord,
     status: watch::Sender<IncomingStatus>,
@@ -174,6 +176,7 @@ impl Driver {
                 mirrored: Standby::new(&settings.disk_sockets, Vec::new()),
                 scripted: ScriptStandby::default(),
             },
+            unwanted: CancellationToken::new(),
             gray: Watch::backup(detection(&start.offer)),
             record: start.record,
             status,
@@ -535,6 +538,7 @@ impl Driver {
             }
             Action::DestroyCopy => {
                 self.end_drill();
+                self.unwanted.cancel();
                 // Closing its input is what ends the stock receiver.
                 self.feed = None;
                 tokio::spawn(copy::destroy(

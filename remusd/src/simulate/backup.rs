@@ -64,6 +64,8 @@ pub struct Incoming {
     force_active: bool,
     /// The record is being watched.
     watching: bool,
+    /// The copy is being destroyed.
+    pub given_up: bool,
     /// The end of an epoch that waits for the disk.
     holding: Option<EpochEnd>,
     /// The epoch that the disk may write once the copy is seen to be alive.
@@ -98,6 +100,7 @@ impl Incoming {
             key: None,
             force_active: false,
             watching: false,
+            given_up: false,
             holding: None,
             commits: None,
             tail: None,
@@ -201,6 +204,7 @@ impl Incoming {
                 world.feed(host, Piece::Go);
             }
             Action::DestroyCopy => {
+                self.given_up = true;
                 world.close_input(host);
                 let time = world.takes(MS);
                 world.later(host, time, Input::Backup(Done::Destroyed, self.number));
@@ -322,9 +326,7 @@ impl Incoming {
             Heard::Frame(Frame::Handover { .. }) if world.name_taken(host) => {
                 self.step(world, host, Event::HandoverImpossible("the name is taken".into()))
             }
-            Heard::Frame(Frame::EpochEnd(end))
-                if end.armed && world.waits_for_disk(host, end.epoch.0, self.number) =>
-            {
+            Heard::Frame(Frame::EpochEnd(end)) if end.armed && world.waits_for_disk(host, end.epoch.0, self.number) => {
                 self.holding = Some(end);
                 true
             }
@@ -372,10 +374,12 @@ impl Incoming {
         let event = match done {
             Done::Drained(epoch) => Event::Drained(crate::ids::Epoch(epoch)),
             Done::Checked(epoch) => match world.incoming(host) {
-                Some(_) => match self.commits.take_if(|armed| *armed == epoch).map(|epoch| world.disk_commit(host, epoch)) {
-                    Some(Err(text)) => Event::ReceiverDied(text),
-                    _ => Event::Alive(crate::ids::Epoch(epoch)),
-                },
+                Some(_) => {
+                    match self.commits.take_if(|armed| *armed == epoch).map(|epoch| world.disk_commit(host, epoch)) {
+                        Some(Err(text)) => Event::ReceiverDied(text),
+                        _ => Event::Alive(crate::ids::Epoch(epoch)),
+                    }
+                }
                 None if self.receiver_ended => return true,
                 None => {
                     world.later(host, 300, Input::Backup(done, self.number));

@@ -100,21 +100,13 @@ pub const MUTANTS: &[Mutant] = &[
         about: "a mark stays until the copy has the write on stable storage",
         caught_by: &[R5],
     },
-    Mutant {
-        line: "R5-mark-before-write",
-        about: "a region's mark is on disk before it is written",
-        caught_by: &[R5],
-    },
+    Mutant { line: "R5-mark-before-write", about: "a region's mark is on disk before it is written", caught_by: &[R5] },
     Mutant {
         line: "R5-flush-before-a-mark-goes",
         about: "a source has flushed a write before it forgets that it made it",
         caught_by: &[R5],
     },
-    Mutant {
-        line: "R5-union-of-marks",
-        about: "what either side has marked is synchronised",
-        caught_by: &[R5],
-    },
+    Mutant { line: "R5-union-of-marks", about: "what either side has marked is synchronised", caught_by: &[R5] },
     Mutant {
         line: "R6-primary-goes-on",
         about: "without a witness a primary that loses its backup goes on alone",
@@ -145,6 +137,11 @@ pub const MUTANTS: &[Mutant] = &[
         line: "R9-owner-before-unsealing",
         about: "a restarted daemon finds out who owns the guest before it unseals it",
         caught_by: &[R1, R3],
+    },
+    Mutant {
+        line: "R9-overtaken-activation-is-taken-back",
+        about: "a disk whose copy was given up while it was being activated is opened for nobody",
+        caught_by: &[R6],
     },
     Mutant {
         line: "R9-nothing-here-owns-nothing",

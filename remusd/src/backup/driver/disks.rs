@@ -66,9 +66,15 @@ impl Driver {
         if self.disks.is_empty() {
             return self.feed(vec![tail]);
         }
-        let (disks, tell) = (self.disks.clone(), self.tell.clone());
+        let (disks, tell, unwanted) = (self.disks.clone(), self.tell.clone(), self.unwanted.clone());
         tokio::spawn(async move {
             let ready = disks.activate(epoch.0).await;
+            // Who destroyed the copy meanwhile found disks that were no source yet, and they would stay open for nobody (R9).
+            if unwanted.is_cancelled() {
+                for error in disks.release().await {
+                    tracing::error!("giving the disks of a copy free that is gone: {error}");
+                }
+            }
             let _ = tell.send(Input::DisksReady(ready.map(|()| tail).map_err(|error| error.to_string())));
         });
     }

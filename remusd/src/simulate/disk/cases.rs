@@ -86,10 +86,7 @@ fn f20_the_death_of_a_disks_service_costs_no_request() {
 fn f24_a_guest_that_boots_anew_has_its_disk() {
     for after in 0..20 {
         both(&[at(LATER + after * MS, What::GuestEnds(GuestEnd::Reboot))]);
-        both(&[
-            at(LATER, What::KillDisk(0, 30 * MS)),
-            at(LATER + after * 2 * MS, What::GuestEnds(GuestEnd::Reboot)),
-        ]);
+        both(&[at(LATER, What::KillDisk(0, 30 * MS)), at(LATER + after * 2 * MS, What::GuestEnds(GuestEnd::Reboot))]);
     }
 }
 

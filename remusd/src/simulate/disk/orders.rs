@@ -211,6 +211,14 @@ impl World {
             }
             done = self.disk_open(host).is_ok();
         }
+        let incoming = self.hosts[host].daemon.as_ref().and_then(|daemon| daemon.incoming.as_ref());
+        let wanted = incoming.is_some_and(|incoming| incoming.session == session && !incoming.given_up);
+        if !wanted && enforced("R9-overtaken-activation-is-taken-back") {
+            self.cover_disk("an activation is overtaken");
+            if self.disk_release(host) == Called::Died {
+                return;
+            }
+        }
         self.backup_event(host, |incoming, world, host| {
             incoming.session != session || incoming.disk_is_ready(world, host, done)
         });
