@@ -104,6 +104,8 @@ impl World {
     fn target_does(&mut self, host: HostIx, action: TargetAction) {
         match action {
             TargetAction::SaveHead(state) => self.disk_job(host, 200, Job::SaveHead(state)),
+            // No service here has a journal.
+            TargetAction::ApplySpilled(_) => {}
             TargetAction::Apply(records) => self.disk_job(host, 300, Job::Apply(records)),
             TargetAction::Flush => self.disk_job(host, 600, Job::FlushCopy),
             TargetAction::Reply(reply) => {
@@ -122,10 +124,14 @@ impl World {
             TargetAction::Broken(why) => {
                 self.note(|_| format!("host {host}: the disk's copy is broken: {why}"));
                 self.cover_disk("a copy breaks");
-                let asked = self.service(host).and_then(Service::follower).and_then(|follower| {
-                    follower.broken = true;
-                    follower.asked.take()
-                });
+                let (line, asked) = match self.service(host).and_then(Service::follower) {
+                    Some(follower) => {
+                        follower.broken = true;
+                        (follower.line.take(), follower.asked.take())
+                    }
+                    None => (None, None),
+                };
+                self.line_close(host, line);
                 if let Some((session, _, incarnation)) = asked {
                     self.disk_answers(host, incarnation, session, false);
                 }
@@ -306,14 +312,19 @@ impl World {
     }
 
     pub(super) fn disk_sends(&mut self, host: HostIx) {
+        let now = self.now / 1000;
         let Some(service) = self.service(host) else { return };
         service.sending = false;
         match &mut service.duty {
             Duty::Source(duty) => {
                 let records: Vec<Record> = std::iter::from_fn(|| duty.source.next_record()).collect();
+                if duty.source.waits_for_sending() {
+                    duty.source.tick(now);
+                }
                 if let (Some(line), false) = (duty.line, records.is_empty()) {
                     self.line_send(line, 0, Message::Records(records));
                 }
+                self.disk_pump(host);
             }
             Duty::Target(Some(follower)) => {
                 let replies = std::mem::take(&mut follower.replies);
