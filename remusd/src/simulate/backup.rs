@@ -11,6 +11,7 @@ use super::world::{Input, World};
 use super::{BACKLOG_EPOCHS, DETECTION};
 use crate::backup::machine::{Action, Event, Machine, Policy, Report, State};
 use crate::backup::record::Phase;
+use crate::enforced::enforced;
 use crate::link::{self, EpochEnd, Frame, RecordKey, Token};
 use crate::protect::options::OnPrimaryLoss;
 use crate::simulate::history::Moment;
@@ -66,6 +67,8 @@ pub struct Incoming {
     watching: bool,
     /// The copy is being destroyed.
     pub given_up: bool,
+    /// The disk follows.
+    accepted: bool,
     /// The end of an epoch that waits for the disk.
     holding: Option<EpochEnd>,
     /// The epoch that the disk may write once the copy is seen to be alive.
@@ -101,6 +104,7 @@ impl Incoming {
             force_active: false,
             watching: false,
             given_up: false,
+            accepted: false,
             holding: None,
             commits: None,
             tail: None,
@@ -331,10 +335,17 @@ impl Incoming {
                 true
             }
             Heard::Frame(frame) => {
-                if matches!(frame, Frame::Config(_))
-                    && let Err(text) = world.disk_accept(host)
-                {
-                    return self.step(world, host, Event::ReceiverDied(text));
+                if matches!(frame, Frame::Config(_)) {
+                    if let Err(text) = world.disk_accept(host) {
+                        return self.step(world, host, Event::ReceiverDied(text));
+                    }
+                    self.accepted = true;
+                    if world.step(host) {
+                        return false;
+                    }
+                    if let Some(record) = &mut world.hosts[host].disk.incoming {
+                        record.disks = true;
+                    }
                 }
                 let frame = world.damage(host, frame);
                 self.step(world, host, Event::Frame(frame))
@@ -411,7 +422,8 @@ impl Incoming {
             }
             Done::Destroyed => {
                 world.destroy_incoming(host);
-                if world.disk_release(host) == Called::Died {
+                let ours = self.accepted || !enforced("R9-refused-disk-is-left-alone");
+                if ours && world.disk_release(host) == Called::Died {
                     return false;
                 }
                 self.receiver_ended = true;

@@ -45,6 +45,8 @@ pub struct IncomingDisk {
     pub token: Token,
     /// A claim was sent and nobody knows yet what became of it.
     pub owed: bool,
+    /// The guest's disk follows for this protection.
+    pub disks: bool,
 }
 
 /// What is on a host's disk.
@@ -179,7 +181,7 @@ impl World {
             Phase::Receiving | Phase::Starting if self.name_taken(host) => Phase::Active,
             Phase::Receiving | Phase::Starting => {
                 self.destroy_incoming(host);
-                if self.disk_release(host) == super::disk::Called::Died {
+                if record.disks && self.disk_release(host) == super::disk::Called::Died {
                     return;
                 }
                 Phase::Discarded

@@ -139,6 +139,11 @@ pub const MUTANTS: &[Mutant] = &[
         caught_by: &[R1, R3],
     },
     Mutant {
+        line: "R9-refused-disk-is-left-alone",
+        about: "a disk that may not be overwritten is not given free when the copy is destroyed that wanted it",
+        caught_by: &[R9],
+    },
+    Mutant {
         line: "R9-overtaken-activation-is-taken-back",
         about: "a disk whose copy was given up while it was being activated is opened for nobody",
         caught_by: &[R6],

@@ -279,12 +279,14 @@ impl Primary {
             News::Disconnected | News::OutOfSync if armed => {
                 self.then(Event::EpochFailed("the disk has lost its copy".into()));
             }
-            News::CutWanted if matches!(self.machine.state(), State::Idle(_)) => {
-                if std::mem::take(&mut self.timers[Timer::Interval as usize]) != 0 {
+            News::CutWanted => {
+                let runs = matches!(self.machine.state(), State::Idle(_)) && self.timers[Timer::Interval as usize] != 0;
+                if runs {
+                    self.cancel(Timer::Interval);
                     self.then(Event::Timer);
                 }
             }
-            _ => {}
+            News::Disconnected | News::OutOfSync => {}
         }
     }
 

@@ -30,17 +30,22 @@ impl Driver {
         let (config, scripted) = scripts::take(config)?;
         let json: serde_json::Value = serde_json::from_slice(&config).map_err(|error| error.to_string())?;
         let mirrored = names(&self.settings.disk_links, &json);
-        // Before they follow: a restarted daemon must know what to give free.
-        (self.record.disks, self.record.scripted) = (mirrored.clone(), scripted.clone());
-        self.disks = Copies {
-            mirrored: Standby::new(&self.settings.disk_sockets, mirrored),
-            scripted: ScriptStandby::new(scripted, ScriptLimits::default()),
+        let disks = Copies {
+            mirrored: Standby::new(&self.settings.disk_sockets, mirrored.clone()),
+            scripted: ScriptStandby::new(scripted.clone(), ScriptLimits::default()),
         };
-        if self.disks.is_empty() {
+        if disks.is_empty() {
             return Ok(config);
         }
+        // A disk that is refused is somebody's, and not to be given free when this copy is destroyed: only those that follow are ours.
+        if let Err(error) = disks.accept().await {
+            disks.scripted.release().await;
+            return Err(error.to_string());
+        }
+        self.disks = disks;
+        // They hold nothing yet: a daemon that dies before this leaves nothing that would have to be given free.
+        (self.record.disks, self.record.scripted) = (mirrored, scripted);
         self.records.save(&self.record).map_err(|error| error.to_string())?;
-        self.disks.accept().await.map_err(|error| error.to_string())?;
         Ok(config)
     }
 

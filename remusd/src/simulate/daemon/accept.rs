@@ -141,6 +141,7 @@ impl World {
             phase: Phase::Receiving,
             token: Token::Primary,
             owed: false,
+            disks: false,
         });
         if self.step(host) {
             return;

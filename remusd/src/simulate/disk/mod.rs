@@ -89,6 +89,8 @@ pub struct Side {
     failed: Vec<Tag>,
     /// The session and epoch that were acknowledged last, and the service that held it.
     acked: Option<(u64, u64, u32)>,
+    /// The source is what an activation has made of a copy.
+    activated: bool,
 }
 
 impl Side {
@@ -104,6 +106,7 @@ impl Side {
             fails: false,
             failed: Vec::new(),
             acked: None,
+            activated: false,
         }
     }
 

@@ -232,6 +232,10 @@ impl World {
         let done = match self.disk_is(host) {
             Some(Is::Source { .. }) => {
                 self.cover_disk("an activation that came to nothing is taken back");
+                if self.disks.as_ref().is_some_and(|disks| !disks.sides[host].activated) {
+                    let text = "a disk that was no copy of this protection is given free with it".into();
+                    self.violate(crate::simulate::oracle::Rule::R9, text);
+                }
                 let closed = self.disk_close(host);
                 if closed.is_ok() && self.step(host) {
                     return Called::Died;

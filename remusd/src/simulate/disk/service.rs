@@ -385,6 +385,9 @@ impl World {
             service.duty = duty;
         }
         self.save_runtime(host);
+        if let Some(disks) = &mut self.disks {
+            disks.sides[host].activated = true;
+        }
         if let Some((session, epoch, incarnation)) = asked {
             self.judge_activated(host, session, epoch);
             self.disk_answers(host, incarnation, session, true);
