@@ -51,6 +51,19 @@ pub enum ClientError {
     },
 }
 
+impl ClientError {
+    /// Whether the service was there and is not now, or did not answer: what it has open it opens again when it is restarted. A service
+    /// that was never started in this boot has no socket.
+    #[must_use]
+    pub fn may_come_back(&self) -> bool {
+        match self {
+            Self::Unreachable { source, .. } => source.kind() != std::io::ErrorKind::NotFound,
+            Self::Timeout { .. } => true,
+            Self::Refused { .. } => false,
+        }
+    }
+}
+
 /// What closed an epoch of a disk. The backup's service compares the same numbers by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Closed {
@@ -310,4 +323,20 @@ pub async fn events(run: &Path, disk: &str) -> Result<tokio::sync::mpsc::Receive
         });
     }
     Ok(from)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::ErrorKind;
+
+    use super::*;
+
+    #[test]
+    fn a_service_that_was_there_may_come_back_and_one_that_never_was_has_nothing_open() {
+        let unreachable = |kind: ErrorKind| ClientError::Unreachable { disk: "d".into(), source: kind.into() };
+        assert!(unreachable(ErrorKind::ConnectionRefused).may_come_back());
+        assert!(unreachable(ErrorKind::UnexpectedEof).may_come_back());
+        assert!(!unreachable(ErrorKind::NotFound).may_come_back());
+        assert!(!ClientError::Refused { disk: "d".into(), why: "no".into() }.may_come_back());
+    }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use devices::Copies;
+use devices::mirror::client::ClientError;
 use tokio::io::AsyncRead;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -162,10 +163,27 @@ pub(super) async fn destroy(
         let _ = ended.wait_for(|ended| *ended).await;
     }
     destroy_domain(host.as_ref(), &whose).await;
-    for error in disks.release().await {
-        tracing::error!(name = whose.name, "giving its disks free: {error}");
-    }
+    give_free(&whose.name, &disks).await;
     let _ = inputs.send(Input::Destroyed);
+}
+
+/// Gives a copy's disks free. A service that has died is waited for, for ever: it opens again what an activation had opened, and that disk
+/// would be open for nobody and refuse every later copy. One that is not there at all has nothing open.
+async fn give_free(name: &str, disks: &Copies) {
+    for error in disks.scripted.release().await {
+        tracing::error!(name, "giving its disks free: {error}");
+    }
+    let mut backoff = patient(Duration::from_millis(50), Duration::from_secs(5));
+    loop {
+        let left = disks.mirrored.release().await;
+        for error in &left {
+            tracing::error!(name, "giving its disks free: {error}");
+        }
+        if !left.iter().any(ClientError::may_come_back) {
+            return;
+        }
+        let _ = backoff.wait().await;
+    }
 }
 
 /// Destroys what is left of a copy; returns when there is none. Tries for ever: giving up would leave a domain that blocks every

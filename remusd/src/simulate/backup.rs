@@ -423,8 +423,14 @@ impl Incoming {
             Done::Destroyed => {
                 world.destroy_incoming(host);
                 let ours = self.accepted || !enforced("R9-refused-disk-is-left-alone");
-                if ours && world.disk_release(host) == Called::Died {
-                    return false;
+                match if ours { world.disk_release(host) } else { Called::Done } {
+                    Called::Died => return false,
+                    // Its service is waited for: the copy is not gone before its disk is given free.
+                    Called::Failed => {
+                        world.later(host, 50 * MS, Input::Backup(Done::Destroyed, self.number));
+                        return true;
+                    }
+                    Called::Done => {}
                 }
                 self.receiver_ended = true;
                 Event::Destroyed
